@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,10 @@ from roles.errors import RewardError
 from roles.functions.child import CallFailed
 from roles.functions.child_program import METRIC_NAME, is_finite_float32
 from roles.rows import Batch
+from roles.text.policy_text import PolicyText
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids → text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +57,29 @@ def arguments_of(answered: Responses) -> dict[str, Any]:
     }
 
 
-def openrlhf_arguments(answered: Responses, label: str | None) -> dict[str, Any]:
-    """What a reward for OpenRLHF is given; `label`: the column of the labels. RewardError if there is none such."""
+def decode_of(policy: PolicyText | None) -> Decode | None:
+    """What turns the tokens of a policy into text with all special tokens; None without one."""
+    return None if policy is None else partial(policy.tokenizer().decode, skip_special_tokens=False)
+
+
+def openrlhf_arguments(answered: Responses, label: str | None, decode: Decode | None) -> dict[str, Any]:
+    """What a reward for OpenRLHF is given. RewardError if there is no column `label`.
+
+    Args:
+        label: the column of the labels.
+        decode: token ids → text with all special tokens, as OpenRLHF decodes the query: it ends with EOS if the
+            response ended itself; None: there are no tokens of a policy, and the query is what the texts say.
+    """
     if label is not None and label not in answered.columns:
         known = ", ".join(answered.columns) or "none"
         raise RewardError(f"reward.label={label} is no column of the prompts, which have {known}; change it")
+    if decode is None:
+        query = [prompt + response for prompt, response in zip(answered.prompts, answered.responses, strict=True)]
+    else:
+        rows = zip(answered.token_ids.tolist(), answered.lengths.tolist(), strict=True)
+        query = [decode(tokens[:length]) for tokens, length in rows]
     return {
-        "query": [prompt + response for prompt, response in zip(answered.prompts, answered.responses, strict=True)],
+        "query": query,
         "prompts": answered.prompts,
         "labels": [""] * len(answered) if label is None else answered.columns[label],
     }

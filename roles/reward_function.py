@@ -15,15 +15,18 @@ from roles.config.rewards import FunctionReward
 from roles.errors import RewardError
 from roles.functions import child_program
 from roles.functions.child import CallFailed, Child, LoadFailed, times
-from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
+from roles.reward_call import RowScores, arguments_of, checked_answer, decode_of, openrlhf_arguments
 from roles.spans import span
+from roles.text.policy_text import PolicyText
 
 
 class FunctionScorer:
     """Calls the user's function in a child process, which is ended and started anew when it does not answer in time."""
 
-    def __init__(self, config: FunctionReward) -> None:
+    def __init__(self, config: FunctionReward, policy: PolicyText | None = None) -> None:
+        """`policy`: whose tokens the responses are; only `protocol: openrlhf` reads them."""
         self._config = config
+        self._decode = decode_of(policy)
         self._name = f"reward function {config.name} of {config.path}"
         try:
             self._child = Child(child_program, config.path, config.name)
@@ -38,8 +41,9 @@ class FunctionScorer:
         """The function's number for each response, and its metrics."""
         if not len(answered):
             return RowScores(torch.zeros(0), [])
-        theirs = self._config.protocol == "openrlhf"
-        arguments = openrlhf_arguments(answered, self._config.label) if theirs else arguments_of(answered)
+        arguments = arguments_of(answered)
+        if self._config.protocol == "openrlhf":
+            arguments = openrlhf_arguments(answered, self._config.label, self._decode)
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:

@@ -8,7 +8,6 @@ and chat template instead of the policy's token ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,14 +18,12 @@ from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import in_rows, pack, right_padded
 from roles.text.answered_chat import answered_chat, answered_tokens, reads_to_the_end
-from roles.text.messages import plain_tools
+from roles.text.messages import MESSAGES, plain_tools
+from roles.text.policy_text import PolicyText
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
-
-MESSAGES = "messages"
-"""The column of prompts that are chats."""
 
 
 class Scorer(Protocol):
@@ -34,23 +31,6 @@ class Scorer(Protocol):
 
     def score(self, rows: Any) -> Tensor:
         """float32 `[batch]`. `rows`: `Sequences` or `Responses`, whichever it reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyText:
-    """Whose tokenizer made the token ids; only the text bridge reads it."""
-
-    path: str
-    """The policy's folder."""
-    trust_remote_code: bool = False
-    """Whether code in that folder may run."""
-    tools: str | None = None
-    """The column with the tools of each chat; None: there are none."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What the text bridge reads of the data set."""
-        return (MESSAGES, *([] if self.tools is None else [self.tools]))
 
 
 class RewardModel:
@@ -90,7 +70,7 @@ class TextBridge:
 
     def __init__(self, setup: ModelSetup, policy: PolicyText) -> None:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
+        self._policy: Any = policy.tokenizer()
         self._tools = policy.tools
         self._to_the_end = reads_to_the_end(setup.model_path)
 

@@ -22,15 +22,18 @@ from roles.config.rewards import RemoteReward
 from roles.errors import RewardError
 from roles.functions.child import CallFailed, times
 from roles.http_service import GaveUp, HttpService, ServiceFailed, persistently, short
-from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
+from roles.reward_call import RowScores, arguments_of, checked_answer, decode_of, openrlhf_arguments
 from roles.spans import span
+from roles.text.policy_text import PolicyText
 
 
 class RemoteScorer:
     """Posts the batch to HTTP services: a share to each URL, and a failed share to the next URL."""
 
-    def __init__(self, config: RemoteReward) -> None:
+    def __init__(self, config: RemoteReward, policy: PolicyText | None = None) -> None:
+        """`policy`: whose tokens the responses are; only `protocol: openrlhf` reads them."""
         self._config = config
+        self._decode = decode_of(policy)
         self._service = HttpService(config.urls, config.headers, config.timeout_s)
 
     def score(self, answered: Responses) -> Tensor:
@@ -81,7 +84,7 @@ class RemoteScorer:
     def _request(self, share: Responses) -> dict[str, Any]:
         if self._config.protocol == "tetrarch":
             return arguments_of(share)
-        return openrlhf_arguments(share, self._config.label)
+        return openrlhf_arguments(share, self._config.label, self._decode)
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:
         """`scores` and `metrics`; in OpenRLHF's protocol `rewards` and `extra_logs`."""

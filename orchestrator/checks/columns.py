@@ -23,7 +23,7 @@ from orchestrator.data.records import LEARNED_COLUMNS
 from orchestrator.data.row_files import Where
 from orchestrator.errors import ConfigError
 from roles.config.rewards import ModelReward, RemoteReward
-from roles.reward_model import MESSAGES
+from roles.text.messages import MESSAGES
 
 
 def check_columns(config: EvaluationRun, part: str, questions: Questions) -> None:

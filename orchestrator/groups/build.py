@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from transformers import PreTrainedTokenizerBase
 
 from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ranks.calls import wait_all
@@ -27,6 +25,7 @@ from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.imports import imports_for, rank_environment
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery, ShowStarting, TellUser, unshown, untold, waits_for_room
+from orchestrator.groups.resolved_models import Models
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import class_of
 from roles.actor import Actor, LossExtra
@@ -34,44 +33,21 @@ from roles.batch import Responses, Sequences
 from roles.config.models import FrozenRole, TrainedRole
 from roles.config.rewards import EnsembleReward, FunctionReward, MeanScore, ModelReward, OneReward, RemoteReward
 from roles.critic import Critic
-from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
 from roles.reference import FrozenPolicy
 from roles.reward_function import FunctionScorer
-from roles.reward_model import PolicyText, RewardModel
+from roles.reward_model import RewardModel
 from roles.reward_service import RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup, stop_token_ids
 from roles.spans import take_spans
-from roles.text.tokenizer import filler, load_tokenizer
+from roles.text.policy_text import PolicyText
+from roles.text.tokenizer import filler
 from roles.zero.setup import ModelSetup
 
 R = TypeVar("R")
 C = TypeVar("C", bound=BaseConfig, covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The Hugging Face folders that the roles load."""
-
-    actor: Path
-    of: dict[str, Path]
-    """Role → its model folder."""
-    tokenizer: PreTrainedTokenizerBase
-    """The actor's tokenizer; all token ids in a batch are its."""
-
-
-def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
-    """The model folders of the actor and of `roles`; converts a GGUF file or cuts layers once, if the keys say so."""
-    cache = Path(config.model_cache)
-    models = {ACTOR: config.actor.model}
-    if isinstance(config, EvaluationRun):
-        models |= {role: model for role in roles if (model := config.model_of(role)) is not None}
-    folders = {model: resolve_model(model, cache) for model in dict.fromkeys(models.values())}
-    of = {role: folders[model] for role, model in models.items()}
-    trusted = config.actor.model.trust_remote_code
-    return Models(of[ACTOR], of, load_tokenizer(of[ACTOR], trust_remote_code=trusted))
 
 
 class Builder(Generic[C]):
@@ -134,10 +110,10 @@ class Builder(Generic[C]):
             return Member(self._retrained(models.of[role], section), Sequences.of)
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.of[role], config)
-            bridge = self._bridge(models) if config.text_bridge else None
+            bridge = self.policy_text(models) if config.text_bridge else None
             group = self.frozen_group(role, RewardModel, (setup, bridge))
             return Member(group, partial(Responses.of, columns=bridge.columns) if bridge else Sequences.of)
-        return self.scorer(role, config)
+        return self.scorer(role, config, self.policy_text(models))
 
     def _retrained(self: Builder[Any], folder: Path, section: TrainedRole) -> RoleGroup[RewardTrainer]:
         """The reward model of a PPO run in which it goes on learning."""
@@ -146,24 +122,26 @@ class Builder(Generic[C]):
         setup = replace(setup, freeze_backbone=settings.freeze_backbone)
         return self.start(REWARD, RewardTrainer, (setup,))
 
-    def _bridge(self: Builder[SamplingConfig], models: Models) -> PolicyText:
+    def policy_text(self: Builder[SamplingConfig], models: Models) -> PolicyText:
+        """Whose tokens the responses are, for what reads them as text."""
         config = self._config
         return PolicyText(str(models.actor), config.actor.model.trust_remote_code, config.prompts.tools)
 
-    def judge(self: Builder[EvaluationRun]) -> Member | None:
+    def judge(self: Builder[EvaluationRun], models: Models) -> Member | None:
         """The gold scorer of the evaluations, if there is one."""
         config = self._config.judge
-        return self.scorer(JUDGE, config) if config else None
+        return self.scorer(JUDGE, config, self.policy_text(models)) if config else None
 
     def labeller(self: Builder[RunConfig], models: Models) -> Member | None:
         """Who scores the responses from which the reward model learns, unless an endpoint compares them."""
         judge = self._config.section(LABELLER)
         return None if judge is None or isinstance(judge, EndpointJudge) else self._member(LABELLER, judge, models)
 
-    def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
-        """A reward that is not a model: a function or a service."""
+    def scorer(self, role: str, config: FunctionReward | RemoteReward, policy: PolicyText | None = None) -> Member:
+        """A reward that is not a model: a function or a service. `policy`: whose responses it scores, if known."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
-        return Member(self.frozen_group(role, factory, (config,), distributed=False), names=True)
+        arguments = (config, policy) if config.protocol == "openrlhf" else (config,)
+        return Member(self.frozen_group(role, factory, arguments, distributed=False), names=True)
 
     def frozen_group(
         self, role: str, factory: Callable[..., R], arguments: tuple[Any, ...], *, distributed: bool = True

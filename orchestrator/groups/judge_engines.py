@@ -13,9 +13,10 @@ from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ENGINES
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.errors import TetrarchError
-from orchestrator.groups.build import Models, builder
+from orchestrator.groups.build import builder
 from orchestrator.groups.engine_fleet import EngineFleet
 from orchestrator.groups.recovery import Recovery, TellUser, untold
+from orchestrator.groups.resolved_models import Models
 from roles.judge_engine import EngineAnswer, EngineQuestion, JudgeEngine
 
 

@@ -19,9 +19,9 @@ from roles.batch import Sequences
 from roles.config.rewards import EnsembleReward, MeanScore, ModelReward, OneReward
 from roles.model_files.conversion import resolve_model
 from roles.packing import right_padded
-from roles.reward_model import MESSAGES, RewardModel
+from roles.reward_model import RewardModel
 from roles.text.answered_chat import answered_tokens, chat_with_answer, reads_to_the_end
-from roles.text.messages import TOOLS, plain_tools
+from roles.text.messages import MESSAGES, TOOLS, plain_tools
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
 

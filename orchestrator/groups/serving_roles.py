@@ -19,10 +19,11 @@ from cluster.ranks.watch import Rank
 from cluster.role_table import ENGINES
 from orchestrator.config.role_needs import scoring_roles
 from orchestrator.config.serving import ServingRun
-from orchestrator.groups.build import Models, builder
+from orchestrator.groups.build import builder
 from orchestrator.groups.engine_fleet import EngineFleet
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery, ShowStarting, TellUser, unshown, untold
+from orchestrator.groups.resolved_models import Models
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.suspects import AskedPrompt, Suspects
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
@@ -276,7 +277,7 @@ def scored_policy(
     """Context with a policy that answers batches of prompts, the reward, and the judge if there is one. `starting`: see
     `Builder`."""
     with builder(config, {ENGINES: None, **scoring_roles(config)}, starting=starting) as build:
-        policy, reward, gold = build.policy(models), build.reward(models), build.judge()
+        policy, reward, gold = build.policy(models), build.reward(models), build.judge(models)
         build.ready()
         yield policy, reward, gold
 

@@ -11,8 +11,9 @@ from cluster.role_table import ENGINES
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.role_needs import ppo_roles, scoring_roles
 from orchestrator.config.run import RunConfig
-from orchestrator.groups.build import Models, builder
+from orchestrator.groups.build import builder
 from orchestrator.groups.recovery import ShowStarting, TellUser, unshown, untold
+from orchestrator.groups.resolved_models import Models
 from orchestrator.groups.scoring import EvaluationRoles, Roles
 
 
@@ -32,7 +33,7 @@ def training_roles(
             policy=policy,
             reward=build.reward(models),
             reference=reference,
-            judge=build.judge(),
+            judge=build.judge(models),
             deadlines=config.deadlines,
             actor=actor,
             critic=critic,
@@ -59,7 +60,7 @@ def evaluation_roles(
             policy=build.policy(models),
             reward=build.reward(models),
             reference=build.reference(models),
-            judge=build.judge(),
+            judge=build.judge(models),
             deadlines=config.deadlines,
         )
         build.ready()

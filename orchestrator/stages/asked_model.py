@@ -10,9 +10,9 @@ from pathlib import Path
 
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, letter_tokens, question_tokens
-from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.judge_engines import JudgeFleet, judge_engines
 from orchestrator.groups.recovery import TellUser, untold
+from orchestrator.groups.resolved_models import Models, resolve_models
 from orchestrator.stages.asking import Refusal
 from roles.generation.sampling import Reply
 from roles.judge_engine import EngineAnswer, EngineQuestion

@@ -33,9 +33,8 @@ from orchestrator.stages.evaluation import Answered, measured
 from orchestrator.stages.serving import policy_to_serve
 from orchestrator.stages.win_rate import comparing
 from roles.batch import Rollouts
-from roles.reward_model import MESSAGES
 from roles.seeds import stable_seed
-from roles.text.messages import TOOLS, plain_tools
+from roles.text.messages import MESSAGES, TOOLS, plain_tools
 
 ROWS_AT_A_TIME = 2048
 """Responses that are generated and scored together."""

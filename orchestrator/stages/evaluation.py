@@ -20,8 +20,8 @@ from cluster.role_table import REFERENCE
 from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun, EvaluationSampling
 from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
-from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.canary import ROWS
+from orchestrator.groups.resolved_models import Models, resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
@@ -37,7 +37,7 @@ from orchestrator.stages.win_rate import Compare, comparing
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
-from roles.reward_model import MESSAGES
+from roles.text.messages import MESSAGES
 
 
 @dataclass(frozen=True, slots=True)

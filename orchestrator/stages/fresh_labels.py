@@ -26,7 +26,7 @@ from orchestrator.stages.asked_endpoint import AskedEndpoint
 from orchestrator.stages.asking import Asking
 from orchestrator.stages.sampled_pairs import by_score
 from roles.batch import Preferences, Rollouts
-from roles.reward_model import MESSAGES
+from roles.text.messages import MESSAGES
 
 Labels = Callable[[Rollouts], Preferences]
 """Responses, of which so many consecutive ones answer the same prompt → comparisons."""

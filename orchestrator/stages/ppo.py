@@ -24,7 +24,7 @@ from orchestrator.data.ppo_data import PpoData
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
-from orchestrator.groups.build import resolve_models
+from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.scoring import Roles, reference_fingerprint
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.kl import make_controller, slow_down_of

@@ -27,7 +27,8 @@ from orchestrator.data.comparisons import Comparisons, digest, group_shards, kee
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import NotFinite, TetrarchError
-from orchestrator.groups.build import builder, resolve_models
+from orchestrator.groups.build import builder
+from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.spread import spread
 from orchestrator.report.evaluation_results import wilson_interval
 from orchestrator.report.reliability import ReliabilityBin, calibration_error, reliability

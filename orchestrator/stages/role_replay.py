@@ -23,8 +23,9 @@ from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxSource, read_ptx
 from orchestrator.errors import ConfigError
-from orchestrator.groups.build import builder, resolve_models
+from orchestrator.groups.build import builder
 from orchestrator.groups.recovery import TellUser
+from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.ppo.kl import make_controller, slow_down_of
 from orchestrator.ppo.mini_batches import share_out
 from orchestrator.ppo.step import expect_steps, start_actor_update

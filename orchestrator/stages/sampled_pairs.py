@@ -14,8 +14,9 @@ from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.errors import TetrarchError
-from orchestrator.groups.build import Models, builder
+from orchestrator.groups.build import builder
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.resolved_models import Models
 from orchestrator.groups.spread import wait_for
 from orchestrator.report.reporter import Reporter
 from roles.batch import Preferences, Rollouts
@@ -31,7 +32,7 @@ def sampled(
     with builder(config, {ENGINES: None, JUDGE: pairs.judge}, starting=report.starting) as build:
         policy, judge = (
             Policy(build.engines(models), config.deadlines, environment=False),
-            build.scorer("judge", pairs.judge),
+            build.scorer("judge", pairs.judge, build.policy_text(models)),
         )
         build.ready()
         asked = counted(len(prompts) // pairs.responses_per_prompt, "prompt")

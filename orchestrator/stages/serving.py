@@ -22,8 +22,8 @@ from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.errors import RewardRestarted, TetrarchError
-from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.recovery import Recovery
+from orchestrator.groups.resolved_models import Models, resolve_models
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.reward_alone import reward_alone
 from orchestrator.groups.serving_roles import serving_roles

@@ -69,7 +69,7 @@ class RemoteReward(Section):
     protocol: RewardProtocol = "tetrarch"
     """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`, and
     `"metrics": {name: [...]}` for numbers beside the scores. `openrlhf`, as services for OpenRLHF's `remote_rm_url`
-    have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
+    have it: `{"query": [prompt and response, with their special tokens], "prompts": [...], "labels": [...]}`,
     `{"rewards": [...]}`, and `"extra_logs": {name: [...]}`."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""

@@ -25,6 +25,9 @@ Tools = tuple[dict[str, Any], ...]
 TOOLS = "tools"
 """The column of a data set with the tools of each chat, where no key names another: as TRL and OpenAI have it."""
 
+MESSAGES = "messages"
+"""The column of prompts that are chats."""
+
 FORM = '[{"role": "user", "content": "…"}]'
 """An example of a chat, for error messages."""
 

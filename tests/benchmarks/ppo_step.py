@@ -34,7 +34,7 @@ from transformers.utils import logging
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.loading import validate
 from orchestrator.data.prompts import PromptSource, read_questions
-from orchestrator.groups.build import resolve_models
+from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import TrainState, train_step

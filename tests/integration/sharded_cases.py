@@ -701,7 +701,8 @@ def saved(setup: ModelSetup, batch: Experience, folder: str, kind: str) -> tuple
 
 def scored(setup: ModelSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
     """The reward model's numbers for this rank's share."""
-    from roles.reward_model import PolicyText, RewardModel
+    from roles.reward_model import RewardModel
+    from roles.text.policy_text import PolicyText
 
     model = RewardModel(setup, PolicyText(policy) if bridge else None)
     return model.score(_mine(shares(rollouts, model._model.world_size)))

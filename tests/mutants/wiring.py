@@ -159,9 +159,9 @@ WIRING = (
     ),
     Fault(
         "the reference's own model ignored",
-        "orchestrator/groups/build.py",
+        "orchestrator/groups/resolved_models.py",
         "folders[model] for role, model in models.items()}",
-        "folders[config.actor.model if role == REFERENCE else model] for role, model in models.items()}",
+        "folders[config.actor.model if role == 'reference' else model] for role, model in models.items()}",
         ACTOR_KEYS,
     ),
     Fault(
@@ -447,7 +447,7 @@ WIRING = (
     Fault(
         "the text bridge never opens",
         "orchestrator/groups/build.py",
-        "self._bridge(models) if config.text_bridge else None",
+        "self.policy_text(models) if config.text_bridge else None",
         "None",
         REWARD_KEYS,
     ),

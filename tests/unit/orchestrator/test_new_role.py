@@ -28,7 +28,8 @@ from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import NotFinite
-from orchestrator.groups.build import Builder, Models
+from orchestrator.groups.build import Builder
+from orchestrator.groups.resolved_models import Models
 from orchestrator.planning.layout_drawing import draw
 from orchestrator.planning.layout_planner import layout
 from orchestrator.run.resume_rules import RESUME_RULES

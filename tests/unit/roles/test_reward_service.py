@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import SecretStr, ValidationError
 
+from configs.tiny.inputs import tokenizer
 from roles import http_service
-from roles.config.rewards import RemoteReward
+from roles.batch import Responses
+from roles.config.rewards import FunctionReward, RemoteReward
+from roles.packing import right_padded
+from roles.reward_function import FunctionScorer
 from roles.reward_service import RemoteScorer
+from roles.text.policy_text import PolicyText
 from tests.unit.roles.test_reward_function import failure, rollouts
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -111,6 +117,33 @@ def test_openrlhfs_protocol() -> None:
         "prompts": ["prompt 0", "prompt 1", "prompt 2"],
         "labels": ["0", "1", "2"],
     }
+
+
+def test_a_query_of_a_policy_ends_with_eos_if_the_response_has_ended_itself(tmp_path: Path) -> None:
+    """As in OpenRLHF, which decodes all tokens with the special ones; a reward model finds its score there."""
+    words = tokenizer()
+    words.save_pretrained(tmp_path)
+    texts = ["<bos>hi yes<eos>", "<bos>hi no yes"]
+    token_ids, lengths = right_padded([words(text, add_special_tokens=False)["input_ids"] for text in texts])
+    mask = torch.zeros_like(token_ids, dtype=torch.bool)
+    said = Responses(token_ids, lengths, mask, torch.tensor([True, False]), ["hi"] * 2, ["yes", "no yes"], {})
+    asked = list[dict[str, Any]]()
+
+    def answer(request: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(request)
+        return 200, {"rewards": [1.0, 2.0]}
+
+    with serving(answer) as (service,):
+        config = RemoteReward(type="remote", urls=[service.url], protocol="openrlhf")
+        assert RemoteScorer(config, PolicyText(str(tmp_path))).score(said).tolist() == [1.0, 2.0]
+    assert asked == [{"query": texts, "prompts": ["hi"] * 2, "labels": [""] * 2}]
+    theirs = tmp_path / "theirs.py"
+    theirs.write_text("def f(queries, prompts, labels):\n    return float(queries[0].endswith('<eos>'))\n")
+    function = FunctionReward(path=str(theirs), name="f", protocol="openrlhf")
+    for policy, expected in ((PolicyText(str(tmp_path)), [1.0, 0.0]), (None, [0.0, 0.0])):
+        scorer = FunctionScorer(function, policy)
+        assert scorer.score(said).tolist() == expected
+        scorer.close()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from orchestrator.config.data import PromptsConfig
 from orchestrator.data.prompts import Questions, read_questions
 from orchestrator.groups.reward_alone import OwnTokens
 from roles.batch import Rollouts
-from roles.reward_model import PolicyText, TextBridge
+from roles.reward_model import TextBridge
 from roles.text.answered_chat import reads_to_the_end
+from roles.text.policy_text import PolicyText
 from roles.text.sample_tokens import render_sample, sample_tokens
 
 TEMPLATE = (

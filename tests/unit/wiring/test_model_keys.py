@@ -11,14 +11,15 @@ import torch
 import yaml
 
 import orchestrator.groups.build
+import orchestrator.groups.resolved_models
 import orchestrator.stages.reward_training
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
-from orchestrator.groups.build import resolve_models
 from orchestrator.groups.judge_engines import judge_engines
+from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.stages.reward_training import train_reward
 from roles.batch import Preferences
@@ -41,8 +42,10 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         return where
 
     with stage() as seen:
-        monkeypatch.setattr(orchestrator.groups.build, "resolve_model", resolve)
-        monkeypatch.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
+        monkeypatch.setattr(orchestrator.groups.resolved_models, "resolve_model", resolve)
+        monkeypatch.setattr(
+            orchestrator.groups.resolved_models, "load_tokenizer", lambda path, trust_remote_code: Words
+        )
         monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
         file = folder / "models.yaml"
@@ -121,9 +124,11 @@ def test_a_judge_has_its_own_model(model: tuple[Any, ...], folder: Path, monkeyp
     assert engines is not None
     with stage() as seen, monkeypatch.context() as patched:
         patched.setattr(
-            orchestrator.groups.build, "resolve_model", lambda own, cache: asked.append(own) or folder / "made"
+            orchestrator.groups.resolved_models,
+            "resolve_model",
+            lambda own, cache: asked.append(own) or folder / "made",
         )
-        patched.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
+        patched.setattr(orchestrator.groups.resolved_models, "load_tokenizer", lambda path, trust_remote_code: Words)
         patched.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         patched.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
         with judge_engines(engines, resolve_models(engines, ())):

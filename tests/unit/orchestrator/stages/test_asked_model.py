@@ -15,7 +15,7 @@ from orchestrator.config.labelling import AskingBudgetConfig, LabellingRun
 from orchestrator.config.loading import validate_root
 from orchestrator.data.answer_file import open_answers
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, letter_tokens
-from orchestrator.groups.build import Models
+from orchestrator.groups.resolved_models import Models
 from orchestrator.stages import asked_model
 from orchestrator.stages.asked_model import AskedModel
 from orchestrator.stages.asking import Asking, Refusal

@@ -19,7 +19,8 @@ TURN = (
     "{% if m.role == 'assistant' %}BEGIN{{ m.content }}{% for call in m.tool_calls or [] %}"
     "[{{ call.function.name }} ARGUMENTS]{% endfor %}<eos>END{% else %}{{ m.content }}{% endif %}"
 )
-EACH = f"{{% for m in messages %}}<{{{{ m.role }}}}>{TURN}{{% endfor %}}{{% if add_generation_prompt %}}<assistant>{{% endif %}}"
+EACH = f"{{% for m in messages %}}<{{{{ m.role }}}}>{TURN}{{% endfor %}}"
+EACH += "{% if add_generation_prompt %}<assistant>{% endif %}"
 READS = "{{ call.function.arguments | tojson }}"
 JOINS = "{{ '' + call.function.arguments }}"
 """As DeepSeek's templates do."""
