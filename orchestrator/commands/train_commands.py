@@ -6,10 +6,10 @@ imported inside the commands, after the configuration has loaded, so that a mist
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,8 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
 from orchestrator.errors import ConfigError
+from orchestrator.run.checkpoint import Checkpoints, trained_step
+from roles.text.template_date import keep_day_of
 
 if TYPE_CHECKING:
     from orchestrator.stages.model_export import StoredModel
@@ -145,11 +147,21 @@ def evaluate(
         from orchestrator.checks.preparation import prepare_evaluate
 
         stored = _stored_policy(run, step, checkpoint)
+        keep_day_of(_state_of_run(run, stored))
         questions = prepare_evaluate(run)
         report.read(*questions.values())
         from orchestrator.stages.evaluation import evaluate_run
 
         evaluate_run(run, questions, stored)
+
+
+def _state_of_run(run: EvaluationRun, stored: StoredModel | None) -> Mapping[str, Any] | None:
+    """The state of the run whose policy is measured; None if it is that of no run, or of one without a checkpoint."""
+    if stored is not None:
+        return stored.checkpoint.state
+    run_dir = Path(run.run_dir)
+    newest = Checkpoints(run_dir / "checkpoints", run.checkpoint.keep).newest() if trained_step(run_dir) else None
+    return newest.state if newest else None
 
 
 def _stored_policy(run: EvaluationRun, step: int | None, folder: Path | None) -> StoredModel | None:

@@ -4,6 +4,7 @@ so that its prompts stay what they were. Where no day is kept it is today. Impor
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
@@ -14,6 +15,12 @@ DAY = "TETRARCH_DAY"
 def keep_day(day: str | None) -> None:
     """From now on templates write `day`; None: the day that is kept already, or today."""
     os.environ[DAY] = day or os.environ.get(DAY) or date.today().isoformat()
+
+
+def keep_day_of(state: Mapping[str, Any] | None) -> None:
+    """From now on templates write the day of the run whose checkpoint has this state, unless the user says a day;
+    None: of a run without a checkpoint."""
+    keep_day(os.environ.get(DAY) or (state or {}).get(DAY))
 
 
 def kept_day() -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,8 +24,11 @@ from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.checkpoint import TRAINED, Checkpoints
+from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
+from orchestrator.stages.model_export import StoredModel
 from roles.errors import RewardError
+from roles.text.template_date import DAY, kept_day
 
 ROOT = Path(__file__).resolve().parents[4]
 COMMANDS = ["train", "submit", "reward", "evaluate", "serve", "best-of-n", "config"]
@@ -44,6 +48,11 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL.format(run_dir=tmp_path / "run"))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DAY, "")  # put back at the end, whatever a command keeps
 
 
 def tetrarch(*arguments: str | Path) -> Result:
@@ -214,6 +223,31 @@ def test_rows_of_the_best_that_cannot_be_written_are_refused_before_anything_is_
     assert not calls
     made = tetrarch("best-of-n", file, "--output", str(tmp_path / "more" / "rows.jsonl"))
     assert made.exit_code == 0 and calls, "a folder that is missing is made"
+
+
+@pytest.mark.parametrize(
+    ("options", "user", "day"),
+    [
+        ([], "", "2026-01-31"),
+        (["--step", "3"], "", "2026-01-30"),
+        ([], "2026-05-01", "2026-05-01"),
+        (["run_dir=elsewhere"], "", date.today().isoformat()),
+    ],
+)
+def test_the_policy_of_a_run_is_measured_on_the_day_that_its_templates_wrote(
+    file: Path, tmp_path: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch, options: list[str], user: str, day: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", keep=2)
+    for step, kept in ((3, "2026-01-30"), (4, "2026-01-31")):
+        checkpoints.save(step, {DAY: kept}, lambda folder: None)
+    (tmp_path / "run/actor").mkdir()
+    (tmp_path / "run/actor" / TRAINED).write_text('{"step": 4}')
+    assert chosen_checkpoint(tmp_path / "run").step == 4
+    monkeypatch.setattr(StoredModel, "open", lambda checkpoint, role: SimpleNamespace(checkpoint=checkpoint))
+    monkeypatch.setenv(DAY, user)
+    drive()
+    result = tetrarch("evaluate", file, *options)
+    assert result.exit_code == 0 and kept_day() == {DAY: day}, result.output
 
 
 # Exit codes and errors
