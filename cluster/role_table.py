@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACTOR, CRITIC, REWARD, REFERENCE = "actor", "critic", "reward", "reference"
-JUDGE, LABELLER, ENGINES = "judge", "labeller", "rollout"
+JUDGE, LABELLER, ENGINES, KEEPER = "judge", "labeller", "rollout", "keeper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ TABLE = (
     ),
     Role(JUDGE, holds_model=False, own_section="evaluation.judge"),
     Role(LABELLER, value_head=True, own_section="retraining.judge"),
+    Role(KEEPER, holds_model=False, made_by="orchestrator.ppo.row_shard.RowShard"),
     Role(ENGINES, phases=("generate", "push"), fills="rollout_logprobs", colour="cyan", short="vLLM"),
 )
 

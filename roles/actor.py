@@ -153,6 +153,16 @@ class Actor(TrainedPolicy):
             ptx=_ptx_stats(ptx.learned(facts).total) if ptx else None,
         )
 
+    def update_from(
+        self,
+        steps: list[list[int]],
+        beside: RankShare[Demonstrations] | None,
+        kl_coefficient: float,
+        *parts: ActorExperience,
+    ) -> ActorStats:
+        """`update` with a share whose rows come in several parts; its fields are those of `RankShare`."""
+        return self.update(RankShare(ActorExperience.concatenate(parts), steps, beside), kl_coefficient)
+
     def expect(self, optimizer_steps: int) -> None:
         """Let the learning rate's schedule end after so many optimizer steps."""
         self._model.expect(optimizer_steps)

@@ -118,6 +118,11 @@ class Rollouts(Batch):
     counted: list[dict[str, float]]
     """What the environment has counted beside its rewards, summed over the turns: `environment/NAME` → number."""
 
+    @property
+    def generated(self) -> Tensor:
+        """int64 `[batch]`: tokens that the policy generated."""
+        return self.response_mask.sum(1)
+
     def __post_init__(self) -> None:
         check_tokens(self)
         for name in ("rollout_logprobs", "turn_rewards"):

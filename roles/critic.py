@@ -71,6 +71,10 @@ class Critic(TrainedRank):
             learning_rate=done.learning_rate,
         )
 
+    def update_from(self, steps: list[list[int]], *parts: CriticExperience) -> CriticStats:
+        """`update` with a share whose rows come in several parts."""
+        return self.update(RankShare(CriticExperience.concatenate(parts), steps))
+
     def save_model(self, folder: str | Path, mean: float = 0.0, deviation: float = 1.0) -> None:
         """A Hugging Face folder of a sequence classifier, whose numbers are values: the critic's own times `deviation`
         plus `mean` (of the returns, where targets were normalised)."""

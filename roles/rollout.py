@@ -18,6 +18,7 @@ from roles.generation.conversation import Conversations, Turn
 from roles.generation.environments import Environments
 from roles.generation.sampling import sampling
 from roles.generation.turn_format import TurnFormat
+from roles.rollout_facts import RolloutFacts
 from roles.rollout_setup import RolloutSetup, prepare_process, start_engine
 from roles.spans import count
 from roles.transfer.facts import EngineFacts
@@ -73,6 +74,12 @@ class RolloutEngine:
         """
         rollout = self._setup.rollout
         yield from self._complete(prompts, rollout.stream_samples or max(len(prompts), 1), version, rollout)
+
+    def stream_kept(self, prompts: Prompts, version: int) -> Iterator[tuple[int, RolloutFacts] | Rollouts]:
+        """As `stream`, in pairs: the number of a group's first row with small facts of its rows, then the rows."""
+        for first, rollouts in self.stream(prompts, version):
+            yield first, RolloutFacts.of(rollouts)
+            yield rollouts
 
     def _complete(
         self, prompts: Prompts, group_size: int, version: int, rollout: RolloutConfig

@@ -75,6 +75,14 @@ def stored(values: Sequence[Any]) -> list[Any]:
     return [ray.put(value) for value in values]
 
 
+def scattered(rank: Rank, method: str, count: int, arguments: tuple[Any, ...]) -> tuple[Call[None], list[Any]]:
+    """Call `method`, which returns `count` values, on one rank; returns at once: the call, which has no value of its
+    own, and a reference to each value."""
+    asked = CallOrigin(time.time(), usage.caller)
+    receipt, *parts = rank.worker.scatter.options(num_returns=1 + count).remote(asked, method, *arguments)
+    return Call(method, [rank], [receipt], [receipt]), parts
+
+
 def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
     """Call `method` on every rank with its own arguments; returns at once."""
     asked = CallOrigin(time.time(), usage.caller)
@@ -142,14 +150,18 @@ class Stream:
         self._until = 0.0
         self._waiting: Waiting = {}
         self._keys: dict[Any, Any] = {}
+        self._pairs: set[Any] = set()
 
-    def begin(self, key: Any, rank: Rank, method: str, arguments: tuple[Any, ...]) -> None:
+    def begin(self, key: Any, rank: Rank, method: str, arguments: tuple[Any, ...], *, pairs: bool = False) -> None:
         """Call `method` on a rank; it starts when the rank's earlier calls have ended. A method that is no generator
-        yields its one answer."""
+        yields its one answer. `pairs`: after each value comes one that stays where it is; both are one item, (value,
+        reference)."""
         self._until = time.monotonic() + self._deadline_s
         asked = CallOrigin(time.time(), usage.caller)
         items = rank.worker.stream.options(num_returns="streaming").remote(asked, method, *arguments)
         self._waiting[items], self._keys[items] = (rank, method), key
+        if pairs:
+            self._pairs.add(items)
 
     def __iter__(self) -> Self:
         return self
@@ -161,15 +173,22 @@ class Stream:
                     items = _next(self._waiting, self._until, self._deadline_s)
                     rank, method = self._waiting[items]
                     told["last"] = rank.identity.name
-                receipt = next(items)
-                _raise_failure(rank, method, receipt, self._waiting)
-                return self._keys[items], _fetch(rank, method, next(items), self._deadline_s)
+                value = _fetch(rank, method, self._following(items), self._deadline_s)
+                if items in self._pairs:
+                    value = value, self._following(items)
+                return self._keys[items], value
             except StopIteration:
                 del self._waiting[items]
             except ClusterError as error:
                 self._waiting = {i: w for i, w in self._waiting.items() if w[0].identity not in error.blamed}
                 raise
         raise StopIteration
+
+    def _following(self, items: Any) -> Any:
+        """Reference to the next value of a call."""
+        rank, method = self._waiting[items]
+        _raise_failure(rank, method, next(items), self._waiting)
+        return next(items)
 
 
 def ask(ranks: Sequence[Rank], question: str) -> list[Any]:

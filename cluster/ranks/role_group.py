@@ -122,6 +122,12 @@ class RoleGroup(Generic[R]):
             raise TypeError(f"{self.role}.{method.__name__}: pass {', '.join(keywords)} by position")
         return calls.submit(self.ranks, method.__name__, [arguments] * len(self.ranks))
 
+    def map_each(self, method: Callable[Concatenate[R, ...], T], arguments: Sequence[tuple[Any, ...]]) -> Call[T]:
+        """Call `method(*own)` on every rank with its own arguments (values, or references to them)."""
+        if len(arguments) != len(self.ranks):
+            raise ValueError(f"{self.role}.{method.__name__}: {len(arguments)} calls for {len(self.ranks)} ranks")
+        return calls.submit(self.ranks, method.__name__, arguments)
+
     def stream(
         self,
         method: Callable[Concatenate[R, S, ...], Iterator[T]],
@@ -145,6 +151,13 @@ class RoleGroup(Generic[R]):
         """Call `method(*arguments)` on the rank of that number alone."""
         return calls.submit([self.ranks[number]], method.__name__, [arguments])
 
+    def scatter(
+        self, number: int, method: Callable[Concatenate[R, ...], Sequence[Any]], count: int, *arguments: Any
+    ) -> tuple[Call[None], list[Any]]:
+        """Call `method(*arguments)`, which returns `count` values, on the rank of that number alone. Returns at once:
+        the call, and a reference to each value, which another group's calls may take before it is there."""
+        return calls.scattered(self.ranks[number], method.__name__, count, arguments)
+
     def client(self, deadline_s: float, numbers: Collection[int] | None = None) -> Client:
         """A handle with which another role can call the ranks (only those of `numbers`) from its own process."""
         return Client(tuple(self.ranks if numbers is None else (self.ranks[n] for n in numbers)), deadline_s)
@@ -162,10 +175,17 @@ class GroupStream(Generic[R]):
     calls: Stream
 
     def begin(
-        self, key: Any, number: int, method: Callable[Concatenate[R, S, ...], Any], shard: S, *common: Any
+        self,
+        key: Any,
+        number: int,
+        method: Callable[Concatenate[R, S, ...], Any],
+        shard: S,
+        *common: Any,
+        pairs: bool = False,
     ) -> None:
-        """Call `method(shard, *common)` on the rank of that number; its values come with `key`."""
-        self.calls.begin(key, self.group.ranks[number], method.__name__, (shard, *common))
+        """Call `method(shard, *common)` on the rank of that number; its values come with `key`. `pairs`: see
+        `Stream.begin`."""
+        self.calls.begin(key, self.group.ranks[number], method.__name__, (shard, *common), pairs=pairs)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         return self

@@ -113,6 +113,10 @@ class Worker:
         """Call a method of the role; returns (receipt, value)."""
         return None, self._watched(method, lambda: self._bound(method)(*arguments), asked)
 
+    def scatter(self, asked: CallOrigin, method: str, *arguments: Any) -> tuple[Any, ...]:
+        """Call a method of the role that returns several values; returns (receipt, value, value, …)."""
+        return None, *self._watched(method, lambda: self._bound(method)(*arguments), asked)
+
     def stream(self, asked: CallOrigin, method: str, *arguments: Any) -> Iterator[Any]:
         """Call a generator method of the role; yields receipt, value, receipt, value, … Any other method yields its
         one answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.placement.plan import RoleNeed
-from cluster.role_table import ENGINES, JUDGE, LABELLER, REWARD
+from cluster.role_table import ENGINES, JUDGE, KEEPER, LABELLER, REWARD
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
@@ -25,7 +25,8 @@ def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """All roles of PPO."""
     judge = config.section(LABELLER)
     labeller = {LABELLER: judge} if isinstance(judge, FunctionReward | RemoteReward) else {}
-    return {**dict.fromkeys(config.model_roles), **scoring_roles(config), **labeller}
+    keepers: RoleNames = {KEEPER: None} if config.row_keepers else {}
+    return {**dict.fromkeys(config.model_roles), **scoring_roles(config), **labeller, **keepers}
 
 
 def reward_roles(config: RewardTrainingRun) -> list[RoleNames]:
@@ -42,5 +43,7 @@ def role_needs(config: BaseConfig, roles: RoleNames) -> list[RoleNeed]:
         for role, scorer in roles.items()
         if isinstance(scorer, (FunctionReward, RemoteReward))
     }
+    if isinstance(config, RunConfig) and KEEPER in roles:
+        workers[KEEPER] = config.row_keepers
     on_gpu = config.device == "cuda"
     return [RoleNeed(role, workers=workers[role]) if role in workers else RoleNeed(role, gpu=on_gpu) for role in roles]

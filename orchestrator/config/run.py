@@ -30,6 +30,9 @@ class RunConfig(EvaluationRun):
     """Whether the engines sample from the trainer's weights."""
     alerts: AlertsConfig | None = AlertsConfig()
     """What the run warns of, goes back for, or ends for; null: nothing."""
+    row_keepers: int = Field(default=0, ge=0, le=1_000)
+    """Processes that keep the samples of a step in place of the driver, for steps of some 10^7 tokens and more: one CPU
+    each, on the nodes with most that are free. 0: the driver keeps them."""
     retraining: RetrainingConfig | None = None
     """How the reward model goes on learning during the run; null: it is frozen."""
 

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Canary:
         """Restore the values of `state_dict`."""
         self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
-    def check(self, seen: SeenRows, version: int, config: RunConfig) -> None:
+    def check(self, seen: SeenSamples, version: int, config: RunConfig) -> None:
         """Raise `WeightsDiffer` if the actor's log-probabilities are too far from those of an engine: the others do not
         make up for it."""
         if not config.canary.enabled:
@@ -152,6 +152,17 @@ class EngineGap(NamedTuple):
         return self.total / max(self.tokens, least)
 
 
+class SeenSamples(Protocol):
+    """Samples that the actor has looked at."""
+
+    def by_engine(self, how: RolloutConfig) -> dict[int, EngineGap]:
+        """The gap of each engine that has generated a token."""
+
+    @property
+    def gaps(self) -> Tensor | None:
+        """Differences of the engines' log-probabilities from the actor's, flat; None if there are none."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeenRows:
     """Samples, and what the actor says of them."""
@@ -192,19 +203,29 @@ def seen_by_actor(roles: Roles, scored: Scored, config: RunConfig) -> SeenRows:
 
 def seen_of_each(roles: Roles, rollouts: Rollouts) -> SeenRows:
     """`ROWS` of what the engines have answered just now, some of every engine."""
-    makers = roles.policy.made_by
-    each, taken, rows = max(ROWS // len(set(makers)), 1), Counter[int](), list[int]()
-    for row, engine in enumerate(makers):
+    rows = some_of_each(roles.policy.made_by)
+    return seen_rows(roles, rollouts.select(rows), rows)
+
+
+def some_of_each(made_by: Sequence[int]) -> list[int]:
+    """`ROWS` rows in rising order, some of every engine. `made_by`: the engine of each row."""
+    each, taken, rows = max(ROWS // len(set(made_by)), 1), Counter[int](), list[int]()
+    for row, engine in enumerate(made_by):
         taken[engine] += 1
         if taken[engine] <= each:
             rows.append(row)
-    few = rollouts.select(rows)
-    return SeenRows(few, actors_logprobs(roles, few), [makers[row] for row in rows])
+    return rows
+
+
+def seen_rows(roles: Roles, few: Rollouts, rows: Sequence[int]) -> SeenRows:
+    """A few samples and what the actor says of them. `rows`: which of what the engines have answered just now."""
+    return SeenRows(few, actors_logprobs(roles, few), [roles.policy.made_by[row] for row in rows])
 
 
 def actors_logprobs(roles: Roles, few: Rollouts) -> Tensor:
     """float32 `[batch, time]`: the actor's log-probabilities of a few samples."""
-    return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).tokens(roles.deadlines.score_s)
+    asked = spread(roles.actor, Actor.canary_logprobs, Sequences.of(few))
+    return asked.tokens(few.response_mask, roles.deadlines.score_s)
 
 
 def with_right_weights(

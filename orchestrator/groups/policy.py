@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from cluster.ranks.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
 from orchestrator.groups.assignments import Assignment, Unanswered, contiguous, divided, home_assignments
 from orchestrator.groups.engine_fleet import EngineFleet
+from orchestrator.groups.kept_rows import KeeperRows, KeptPart, KeptRows
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.spread import Part
 from roles.actor import Actor
@@ -69,6 +70,26 @@ class Policy:
         self.rest(keep_weights=False)
         return iter([((0, 0), Rollouts.concatenate(whole))])
 
+    def stream_kept(self, prompts: Prompts, keepers: Sequence[KeeperRows], *, version: int) -> Iterator[KeptRows]:
+        """As `stream`, of rows that stay where they are: those of each keeper as soon as all of them are answered."""
+        ranges = [rows for keeper in keepers for rows in keeper.engines]
+        found: list[list[KeptPart]] = [[] for _ in keepers]
+        keeper_of = [number for number, keeper in enumerate(keepers) for _ in keeper.engines]
+        missing = [len(keeper.rows) for keeper in keepers]
+        complete: list[KeptRows] = []
+        parts = self._parts(prompts, version, RolloutEngine.stream_kept, unit=self.stream_samples, ranges=ranges)
+        for (share, first), part in parts:
+            number = keeper_of[share]
+            found[number].append(replace(part, first=ranges[share].start + first))
+            missing[number] -= len(part)
+            if not missing[number]:
+                complete.append(KeptRows(number, sorted(found[number], key=lambda own: own.first)))
+                if not self.sleeps:
+                    yield complete.pop()
+        if self.sleeps:
+            self.rest(keep_weights=False)
+            yield from complete
+
     def _joined(self, parts: Iterator[tuple[Part, Rollouts]], rows: int, least: int) -> Iterator[tuple[Part, Rollouts]]:
         """`parts`, neighbours joined until they have `least` rows."""
         shares = contiguous(rows, len(self.engines))
@@ -107,12 +128,19 @@ class Policy:
             time.sleep(FREED_S)
 
     def _parts(
-        self, prompts: Prompts, version: int, method: Callable[..., Any], *common: Any, unit: int | None
-    ) -> Iterator[tuple[Part, Rollouts]]:
+        self,
+        prompts: Prompts,
+        version: int,
+        method: Callable[..., Any],
+        *common: Any,
+        unit: int | None,
+        ranges: Sequence[range] | None = None,
+    ) -> Iterator[tuple[Part, Any]]:
         """The responses to `prompts` in any order. `common`: what the method is given besides; `unit`: rows of an
-        engine's share that one engine must answer together."""
+        engine's share that one engine must answer together; `ranges`: the shares, and the responses stay where they are
+        (`KeptPart`); None: equal shares, and the responses (`Rollouts`)."""
         self._wake("weights", "kv_cache")
-        ranges = contiguous(len(prompts), len(self.engines))
+        stay, ranges = ranges is not None, ranges or contiguous(len(prompts), len(self.engines))
         shares, self.made_by = prompts.split(ranges), [-1] * len(prompts)
         running = self.engines.streaming(self.deadlines.generate_s)
 
@@ -120,7 +148,7 @@ class Policy:
             for given in assignments:
                 given.rank = self.engines.ranks[given.engine]
                 asked = self._asked(shares[given.share].select(given.rows))
-                running.begin(given, given.engine, method, asked, version, *common)
+                running.begin(given, given.engine, method, asked, version, *common, pairs=stay)
             return assignments
 
         assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))
@@ -141,11 +169,12 @@ class Policy:
                 left = sum(len(given.left) for given in assignments)
                 raise TetrarchError(f"the engines ended without an answer to {left} prompts")
             given, answer = found
-            first, part = answer if isinstance(answer, tuple) else (0, answer)
+            first, part = _part(answer)
+            _check_version(part, version)
             rows = given.answered(first, len(part))
             start = ranges[given.share].start + rows[0]
             self.made_by[start : start + len(rows)] = [given.engine] * len(rows)
-            yield (given.share, rows[0]), self._whole(part, shares[given.share].select(rows), version)
+            yield (given.share, rows[0]), self._whole(part, shares[given.share].select(rows))
 
     def _taken_over(self, assignments: list[Assignment], version: int, unit: int | None) -> list[Assignment]:
         """New assignments for the unanswered rows of engines that have been replaced, which `assignments` loses."""
@@ -170,10 +199,9 @@ class Policy:
         """The fields of `prompts` that the engines read."""
         return prompts if self.environment else replace(prompts, texts=[""] * len(prompts), columns={})
 
-    def _whole(self, rollouts: Rollouts, prompts: Prompts, version: int) -> Rollouts:
-        """The responses to `prompts`, with the fields that the engines were not sent."""
-        _check_version(rollouts, version)
-        if self.environment:
+    def _whole(self, rollouts: Rollouts | KeptPart, prompts: Prompts) -> Rollouts | KeptPart:
+        """The responses to `prompts`, with the fields that the engines were not sent, where they are at hand."""
+        if self.environment or isinstance(rollouts, KeptPart):
             return rollouts
         return replace(rollouts, prompts=prompts.texts, columns=prompts.columns)
 
@@ -195,7 +223,15 @@ class Policy:
                 self.fleet.fence(error)
 
 
-def _check_version(rollouts: Rollouts, version: int) -> None:
+def _part(answer: Any) -> tuple[int, Rollouts | KeptPart]:
+    """What an engine has answered: the number of its first row, and the rows."""
+    if isinstance(answer, Rollouts):
+        return 0, answer
+    first, rows = answer
+    return first if isinstance(first, int) else first[0], rows if isinstance(first, int) else KeptPart(first[1], rows)
+
+
+def _check_version(rollouts: Rollouts | KeptPart, version: int) -> None:
     others = sorted(set(rollouts.versions.tolist()) - {version})
     if others:
         raise TetrarchError(

@@ -59,9 +59,12 @@ class Member:
 
     def start(self, responses: ToScore, shared: Shared | None = None) -> Spread:
         """Start scoring on every rank; returns at once. `shared`: see `spread`."""
-        if self.names:
-            return spread(self.group, NamingScorer.row_scores, self.reads(responses), shared)
-        return spread(self.group, Scorer.score, self.reads(responses), shared)
+        return spread(self.group, self.method, self.reads(responses), shared)
+
+    @property
+    def method(self) -> Callable[[Any, Any], Any]:
+        """What is called on every rank."""
+        return NamingScorer.row_scores if self.names else Scorer.score
 
 
 @dataclass(frozen=True, slots=True)

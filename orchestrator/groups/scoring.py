@@ -60,6 +60,8 @@ class Roles(EvaluationRoles):
     them."""
     frozen: Mapping[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the frozen roles of the table other than the reference."""
+    keepers: RoleGroup[Any] | None = None
+    """Who keeps the rows of a step: ranks of the role `keeper`; None: the driver."""
 
     @property
     def models(self) -> dict[str, RoleGroup[Any]]:
@@ -93,16 +95,25 @@ class Scoring:
         return [*self.answers.values(), *self.scores.spreads]
 
     def result(self, deadline_s: float) -> Scored:
-        """The scored rows of this part. A field that nobody computes is 0 everywhere; only for the actor's
-        log-probabilities the engines' stand."""
-        engines = self.rollouts.rollout_logprobs
-        fields, others = dict[str, Tensor](), {ROLES[ACTOR].fills: engines}
-        for name in (role.fills for role in ROLES.values() if role.made_by):
-            answer = self.answers.get(name)
-            fields[name] = answer.tokens(deadline_s) if answer else others.get(name, torch.zeros_like(engines))
-        scores, disagreement = self.scores.result(deadline_s)
-        named = self.scores.named(deadline_s)
-        return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement, named=named)
+        """The scored rows of this part."""
+        mask = self.rollouts.response_mask
+        answers = {name: answer.tokens(mask, deadline_s) for name, answer in self.answers.items()}
+        return scored_rows(self.rollouts, answers, *self.scores.result(deadline_s), self.scores.named(deadline_s))
+
+
+def scored_rows(
+    rollouts: Rollouts,
+    answers: Mapping[str, Tensor],
+    scores: Tensor,
+    disagreement: Tensor,
+    named: list[dict[str, float]],
+) -> Scored:
+    """Rollouts with what the passes have answered: field of `Scored` → its numbers. A field that nobody computes is 0
+    everywhere; only for the actor's log-probabilities the engines' stand."""
+    engines = rollouts.rollout_logprobs
+    nobody = {role.fills: torch.zeros_like(engines) for role in ROLES.values() if role.made_by and role.fills}
+    fields = {**nobody, ROLES[ACTOR].fills: engines, **answers}
+    return Scored(rollouts, **fields, scores=scores, disagreement=disagreement, named=named)
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -35,46 +35,68 @@ class Spread:
 
     group: RoleGroup[Any]
     method: Callable[[Any, Any], Tensor | RowScores]
-    batch: Sequences | Responses | Preferences
     parts: list[list[int]]
+    given: list[Any]
+    """What each rank is given: its rows, or a reference to them."""
     call: Call[Tensor | RowScores]
+
+    @classmethod
+    def start(
+        cls,
+        group: RoleGroup[R],
+        method: Callable[[R, Any], Tensor | RowScores],
+        parts: list[list[int]],
+        given: list[Any],
+    ) -> Self:
+        """Start the method on every rank."""
+        return cls(group, method, parts, given, group.map(method, given))
 
     def begin(self) -> None:
         """Start the method on every rank once more."""
-        self.call = self.group.map(self.method, self.batch.split(self.parts))
+        self.call = self.group.map(self.method, self.given)
 
     def result(self, deadline_s: float) -> Tensor:
         """Of a method with one number per row: float32 `[batch]`, in the order of the batch."""
         found = [answer.scores if isinstance(answer, RowScores) else answer for answer in self.call.result(deadline_s)]
         joined = torch.cat(found)
-        return torch.empty_like(joined).index_copy_(0, self._order, joined)
+        return torch.empty_like(joined).index_copy_(0, order_of(self.parts), joined)
 
-    def tokens(self, deadline_s: float) -> Tensor:
-        """Of a method with one number per generated token, row after row: float32 `[batch, time]`, 0 elsewhere."""
-        assert not isinstance(self.batch, Preferences)
-        answers, order = cast(list[Tensor], self.call.result(deadline_s)), self._order
-        numbers = put_back(torch.cat(answers), self.batch.response_mask[order])
-        return torch.empty_like(numbers).index_copy_(0, order, numbers)
-
-    @property
-    def _order(self) -> Tensor:
-        """The row of the batch that each answered one is."""
-        return torch.tensor([row for part in self.parts for row in part])
+    def tokens(self, mask: Tensor, deadline_s: float) -> Tensor:
+        """Of a method with one number per generated token, row after row: float32 `[batch, time]`, 0 elsewhere.
+        `mask`: bool `[batch, time]`, the generated tokens."""
+        return tokens_of(cast(list[Tensor], self.call.result(deadline_s)), self.parts, mask)
 
     def named(self, deadline_s: float) -> list[dict[str, float]]:
         """Of each row the named numbers beside its score; none where the method gives only scores."""
-        rows: list[dict[str, float]] = [{} for _ in range(len(self.batch))]
+        rows: list[dict[str, float]] = [{} for part in self.parts for _ in part]
         for part, answer in zip(self.parts, self.call.result(deadline_s), strict=True):
             for row, said in zip(part, answer.named if isinstance(answer, RowScores) else (), strict=False):
                 rows[row] = said
         return rows
 
 
+def order_of(parts: Sequence[Sequence[int]]) -> Tensor:
+    """The row of the batch that each answered one is."""
+    return torch.tensor([row for part in parts for row in part])
+
+
+def tokens_of(answers: Sequence[Tensor], parts: Sequence[Sequence[int]], mask: Tensor) -> Tensor:
+    """`[batch, time]`: the numbers of every rank, one per generated token of its rows, put back; 0 elsewhere.
+
+    Args:
+        answers: of each rank, float32 `[n]`.
+        parts: of each rank, its rows.
+        mask: bool `[batch, time]`, the generated tokens.
+    """
+    order = order_of(parts)
+    numbers = put_back(torch.cat(list(answers)), mask[order])
+    return torch.empty_like(numbers).index_copy_(0, order, numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class Apportioned:
     """Rows of a batch for each rank of a group."""
 
-    batch: Sequences | Responses | Preferences
     parts: list[list[int]]
     given: list[Any]
     """What calls are given: each rank's rows, or references to them."""
@@ -84,7 +106,7 @@ class Apportioned:
         """Shares have similar numbers of tokens."""
         parts = balance(batch.lengths.tolist(), ranks)
         rows = batch.split(parts)
-        return cls(batch, parts, stored(rows) if int(batch.lengths.sum()) >= STORED_TOKENS * ranks else rows)
+        return cls(parts, stored(rows) if int(batch.lengths.sum()) >= STORED_TOKENS * ranks else rows)
 
 
 Shared = dict[tuple[int, int], Apportioned]
@@ -101,7 +123,7 @@ def spread(
     else:
         key = (id(batch.token_ids), len(group))
         share = shared[key] = shared.get(key) or Apportioned.of(batch, len(group))
-    return Spread(group, method, batch, share.parts, group.map(method, share.given))
+    return Spread.start(group, method, share.parts, share.given)
 
 
 def wait_for(spreads: Sequence[Spread], deadline_s: float, recovery: Recovery) -> None:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.ranks.role_group import RoleGroup
-from cluster.role_table import ENGINES
+from cluster.role_table import ENGINES, KEEPER
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.role_needs import ppo_roles, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.groups.build import builder
 from orchestrator.groups.recovery import ShowStarting, TellUser, unshown, untold
 from orchestrator.groups.resolved_models import Models
-from orchestrator.groups.scoring import EvaluationRoles, Roles
+from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
 
 
 @contextmanager
@@ -39,6 +39,7 @@ def training_roles(
             critic=critic,
             labeller=build.labeller(models),
             recomputes=config.actor.old_logprobs == "recompute",
+            keepers=build.start(KEEPER, class_of(KEEPER), (), distributed=False) if config.row_keepers else None,
             frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()

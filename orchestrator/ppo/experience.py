@@ -205,13 +205,9 @@ def check_finite(scored: Scored) -> None:
         raise wrong
 
 
-def not_finite(scored: Scored, first: int = 0, batch: int | None = None) -> NotFinite | None:
-    """The error of a score, value or log-probability that is not finite; None if there is none.
-
-    Args:
-        first: the batch's number of the first row.
-        batch: rows of the batch; None: these are all.
-    """
+def not_finite(scored: Scored, first: int = 0) -> NotFinite | None:
+    """The error of a score, value or log-probability that is not finite; None if there is none. `first`: the batch's
+    number of the first row."""
     for name, role in made_by().items():
         tensor = getattr(scored.rollouts if role == ENGINES else scored, name)
         if not bool(tensor.isfinite().all()):
@@ -224,7 +220,7 @@ def not_finite(scored: Scored, first: int = 0, batch: int | None = None) -> NotF
             return NotFinite(
                 role,
                 f"the {role}'s {name} are not finite in rows {[first + row for row in bad[:8]]} of the batch "
-                f"({len(bad)} of {batch or len(scored)}; the first has the prompt "
+                f"({len(bad)} of {len(scored)}; the first has the prompt "
                 f"{scored.rollouts.prompts[bad[0]][:60]!r}): {fix}",
             )
     return None

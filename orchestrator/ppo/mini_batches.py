@@ -4,26 +4,54 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import torch
 
+from orchestrator.config.ppo import PpoConfig
 from orchestrator.data.demonstrations import PtxSource
 from roles.packing import balance
-from roles.shares import ActorExperience, E, RankShare
+from roles.shares import ActorExperience, Demonstrations, E, RankShare
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRows:
+    """The rows of the batch that one rank trains on: `ShareRows([0, 2, 5], [[0, 1], [2], [1], [0, 2]])`."""
+
+    rows: list[int]
+    """In rising order."""
+    steps: list[list[int]]
+    """For each optimizer step, positions in `rows`."""
+
+
+def schedule_of(ppo: PpoConfig, seed: int) -> dict[str, int]:
+    """Arguments of `share_out` and `share_rows`, all but the ranks."""
+    return {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": seed}
 
 
 def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
-    """The share of each rank. A row that a rank trains on in several epochs is in its share once.
+    """The share of each rank. A row that a rank trains on in several epochs is in its share once."""
+    schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
+    learned = experience.response_mask.any(1).tolist()
+    planned = share_rows(experience.lengths.tolist(), learned, **schedule)
+    return [RankShare(experience.select(own.rows), own.steps) for own in planned]
+
+
+def share_rows(
+    lengths: Sequence[int], learned: Sequence[bool], *, epochs: int, mini_batches: int, seed: int, ranks: int
+) -> list[ShareRows]:
+    """The rows of each rank's share.
 
     There is no optimizer step without a trained token: its gradient is 0, but Adam's momentum would move the weights.
+
+    Args:
+        lengths: tokens of each row.
+        learned: whether each row has a trained token.
     """
-    schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
-    planned = optimizer_steps(experience.lengths.tolist(), **schedule)
-    learned = experience.response_mask.any(1).tolist()
+    planned = optimizer_steps(lengths, epochs=epochs, mini_batches=mini_batches, seed=seed, ranks=ranks)
     taught = [any(learned[row] for rows in step for row in rows) for step in zip(*planned, strict=True)]
-    return [_share(experience, list(compress(steps, taught))) for steps in planned]
+    return [_positions(list(compress(steps, taught))) for steps in planned]
 
 
 def optimizer_steps(
@@ -63,15 +91,21 @@ def optimizer_steps(
 def with_pretraining(
     shares: Sequence[RankShare[ActorExperience]], source: PtxSource, count: int
 ) -> list[RankShare[ActorExperience]]:
-    """The shares of all ranks, and beside each optimizer step the next `count` rows of `source`, divided among the
-    ranks by token counts."""
-    drawn = source.next(count * len(shares[0].steps))
+    """The shares of all ranks, and beside each optimizer step the next `count` rows of `source`."""
+    beside = pretraining_shares(source, count, steps=len(shares[0].steps), ranks=len(shares))
+    return [replace(share, beside=own) for share, own in zip(shares, beside, strict=True)]
+
+
+def pretraining_shares(source: PtxSource, count: int, *, steps: int, ranks: int) -> list[RankShare[Demonstrations]]:
+    """Of each rank, for every optimizer step its part of the next `count` rows of `source`, divided by token counts."""
+    drawn = source.next(count * steps)
     lengths = drawn.lengths.tolist()
     parts = [
-        [[first + place for place in part] for part in balance(lengths[first : first + count], len(shares))]
+        [[first + place for place in part] for part in balance(lengths[first : first + count], ranks)]
         for first in range(0, len(drawn), count)
     ]
-    return [replace(share, beside=_share(drawn, [step[rank] for step in parts])) for rank, share in enumerate(shares)]
+    planned = [_positions([step[rank] for step in parts]) for rank in range(ranks)]
+    return [RankShare(drawn.select(own.rows), own.steps) for own in planned]
 
 
 def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> set[int]:
@@ -84,7 +118,14 @@ def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> set[int]:
     return {row for row, count in turns.items() if count == epochs}
 
 
-def _share(experience: E, steps: Sequence[Sequence[int]]) -> RankShare[E]:
+def planned_rows(shares: Sequence[ShareRows], learned: Sequence[bool], epochs: int) -> set[int]:
+    """As `trained_rows`, of shares whose rows are elsewhere. `learned`: of the batch, as in `share_rows`."""
+    turns = Counter(share.rows[place] for share in shares for step in share.steps for place in step)
+    return {row for row, count in turns.items() if count == epochs and learned[row]}
+
+
+def _positions(steps: Sequence[Sequence[int]]) -> ShareRows:
+    """A share from the batch's rows of each of its steps."""
     rows = sorted({row for step in steps for row in step})
     place = {row: position for position, row in enumerate(rows)}
-    return RankShare(experience.select(rows), [[place[row] for row in step] for step in steps])
+    return ShareRows(rows, [[place[row] for row in step] for step in steps])

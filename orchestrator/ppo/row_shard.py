@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from orchestrator.errors import NotFinite
+from orchestrator.groups.canary import EngineGap, SeenRows
+from orchestrator.groups.scoring import scored_rows
+from orchestrator.groups.spread import tokens_of
 from orchestrator.ppo.advantages import whitened
 from orchestrator.ppo.experience import (
     Estimates,
@@ -22,39 +27,99 @@ from orchestrator.ppo.experience import (
 from orchestrator.ppo.moments import Moments
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.stats import TokenSums, token_sums
-from roles.batch import Scored
+from roles.batch import Prompts, Rollouts, Scored
+from roles.config.rollout import RolloutConfig
+from roles.rows import Batch
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class ScoringPass:
+    """What the ranks of one scoring pass are sent, or of several."""
+
+    reads: Callable[[Rollouts], Any]
+    """Rollouts → a batch with the fields that it reads."""
+    parts: list[list[int]]
+    """Of each rank, its rows."""
+
+
 class RowShard:
     """Neighbouring rows of a step's batch, with all responses to each of their prompts.
 
-    The methods are called in their order here, each on all shards of the batch before the next.
+    In the driver's process it is made of scored rows; as a rank of its own (a *keeper*) it is empty at first, and gets
+    the rows of each step by `take` and `fill`. The methods are called in their order here, each on all shards of the
+    batch before the next.
     """
 
-    scored: Scored
-    first: int = 0
-    """The batch's number of the first row."""
-    experience: Experience = field(init=False)
-    """The training data."""
-    _rewards: Tensor = field(init=False)
-    _estimates: Estimates = field(init=False)
+    def __init__(self, scored: Scored | None = None, first: int = 0) -> None:
+        """`first`: the batch's number of the first row."""
+        self._first = first
+        self._rollouts: Rollouts
+        self._scored: Scored
+        self._rewards: Tensor
+        self._estimates: Estimates
+        self.experience: Experience
+        """The training data."""
+        if scored is not None:
+            self._scored = scored
 
-    def reward(self, scores: Tensor, terms: Terms, batch: int) -> Moments | NotFinite:
+    def __len__(self) -> int:
+        return len(self._scored)
+
+    def take(self, first: int, texts: Prompts | None, passes: Sequence[ScoringPass], *parts: Rollouts) -> list[Any]:
+        """Keep the rollouts of a step; the batches for scoring, one for each rank of each pass.
+
+        Args:
+            first: the batch's number of the first row.
+            texts: the prompts, whose texts and columns the engines were not sent; None: they were.
+        """
+        rollouts = Rollouts.concatenate(parts)
+        if texts is not None:
+            rollouts = replace(rollouts, prompts=texts.texts, columns=texts.columns)
+        self._first, self._rollouts = first, rollouts
+        return [rows for own in passes for rows in own.reads(rollouts).split(own.parts)]
+
+    def fill(
+        self,
+        scores: Tensor,
+        disagreement: Tensor,
+        named: list[dict[str, float]],
+        parts: Mapping[str, list[list[int]]],
+        *answers: Tensor,
+    ) -> None:
+        """Keep what the passes have computed.
+
+        Args:
+            scores, disagreement, named: of each row, as in `Scored`.
+            parts: field of `Scored` → of each rank that computes it, its rows.
+            answers: of each of these ranks, float32 `[n]`: a number for each generated token.
+        """
+        left, mask = iter(answers), self._rollouts.response_mask
+        tokens = {name: tokens_of([next(left) for _ in own], own, mask) for name, own in parts.items()}
+        self._scored = scored_rows(self._rollouts, tokens, scores, disagreement, named)
+
+    def some(self, rows: Sequence[int]) -> Scored:
+        """Those rows of the shard."""
+        return self._scored.select(rows)
+
+    def gaps(self, made_by: Sequence[int], how: RolloutConfig) -> dict[int, EngineGap]:
+        """Of each engine, how far its log-probabilities are from the actor's. `made_by`: the engine of each row."""
+        return SeenRows(self._rollouts, self._scored.old_logprobs, made_by).by_engine(how)
+
+    def reward(self, scores: Tensor, terms: Terms) -> Moments | NotFinite:
         """Compute the rewards from the final scores, float `[rows]`. Returns the moments of those that are to be
-        whitened, or what is not finite. `batch`: rows of all shards."""
-        wrong = not_finite(self.scored, self.first, batch)
+        whitened, or what is not finite."""
+        wrong = not_finite(self._scored, self._first)
         if wrong is not None:
             return wrong
-        self._rewards = rewards_of(self.scored, scores, terms)
-        whitens, (trained, _) = terms.ppo.whiten_rewards, truncation(self.scored, terms.ppo)
+        self._rewards = rewards_of(self._scored, scores, terms)
+        whitens, (trained, _) = terms.ppo.whiten_rewards, truncation(self._scored, terms.ppo)
         return Moments.where(self._rewards, trained) if whitens else Moments()
 
     def estimate(self, baselines: Tensor | None, over: Moments, terms: Terms) -> TokenSums:
         """Estimate advantages and returns. `over`: moments of the batch's rewards; `baselines`: see `estimates`."""
         scale = terms.value_scale
-        values = self.scored.values if scale is None else scale.restored(self.scored.values)
-        scored = replace(self.scored, values=values)
+        values = self._scored.values if scale is None else scale.restored(self._scored.values)
+        scored = replace(self._scored, values=values)
         self._estimates = estimates(scored, self._rewards, baselines, over, terms)
         trained, _ = truncation(scored, terms.ppo)
         return token_sums(scored, trained, self._rewards, *self._estimates)
@@ -63,8 +128,14 @@ class RowShard:
         """Make the training data. `over`: moments of the batch's advantages; `value_scale`: units of the critic's
         targets; None: those of the rewards."""
         advantages, returns = self._estimates
-        trained, _ = truncation(self.scored, terms.ppo)
+        trained, _ = truncation(self._scored, terms.ppo)
         advantages = whitened(advantages, trained, over) if terms.ppo.whitens else advantages
-        made = by_role(self.scored, trained, advantages, returns, terms.ppo, self.first)
+        made = by_role(self._scored, trained, advantages, returns, terms.ppo, self._first)
+        del self._rewards, self._estimates  # as large as the rows
         critic = made.critic if value_scale is None else in_units_of(value_scale, made.critic)
         self.experience = replace(made, critic=critic)
+
+    def share(self, actor: Sequence[Sequence[int]], critic: Sequence[Sequence[int]]) -> list[Batch]:
+        """The training data of some ranks of the actor, then of the critic: of each, rows of this shard."""
+        made = self.experience
+        return [*made.actor.split(actor), *made.critic.split(critic)]

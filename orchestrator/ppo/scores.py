@@ -6,7 +6,7 @@ Everything is pure except `RunningScale`, whose state is in every checkpoint; it
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -65,7 +65,19 @@ class RunningScale:
         self._seen = Moments(int(state["count"]), float(state["mean"]), float(state["squares"]))
 
 
-def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+class RowLengths(Protocol):
+    """Rows of which only small numbers are read."""
+
+    @property
+    def generated(self) -> Tensor:
+        """int64 `[batch]`: tokens that the policy generated."""
+
+    @property
+    def finished(self) -> Tensor:
+        """bool `[batch]`: True if the response ended itself."""
+
+
+def shape_scores(scores: Tensor, rows: RowLengths, ppo: PpoConfig, scale: RunningScale) -> Tensor:
     """The final scores: normalised by `scale`, clipped, minus the length penalty.
 
     With `truncated: {type: penalty}` a response without EOS gets that fixed score instead (the EOS trick of arXiv
@@ -82,9 +94,9 @@ def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: Runn
     shaped = scale.normalised(scores) if config.normalise else scores
     if config.clip is not None:
         shaped = shaped.clamp(-config.clip, config.clip)
-    shaped = shaped - length_penalty(rollouts.response_mask.sum(1), config).to(scores.dtype)
+    shaped = shaped - length_penalty(rows.generated, config).to(scores.dtype)
     if isinstance(ppo.truncated, PenaliseTruncated):
-        shaped = torch.where(rollouts.finished, shaped, ppo.truncated.score)
+        shaped = torch.where(rows.finished, shaped, ppo.truncated.score)
     return shaped
 
 

@@ -39,7 +39,7 @@ class OwnShards:
     @property
     def sizes(self) -> Sequence[int]:
         """Rows of each."""
-        return [len(shard.scored) for shard in self.shards]
+        return [len(shard) for shard in self.shards]
 
     def map(self, method: Callable[..., T], each: Iterable[Any], *common: Any) -> list[T]:
         """Call `method` on every shard, one after the other."""
@@ -66,7 +66,7 @@ def make_experience(
         NotFinite: a score, value or log-probability is not finite.
     """
     sizes = list(shards.sizes)
-    found = shards.map(RowShard.reward, scores.split(sizes), terms, sum(sizes))
+    found = shards.map(RowShard.reward, scores.split(sizes), terms)
     for wrong in found:
         if isinstance(wrong, NotFinite):
             raise wrong

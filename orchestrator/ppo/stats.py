@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -103,6 +104,15 @@ class TokenSums:
         return TokenSums(**both | {"widest": max(self.widest, other.widest)})
 
 
+class TokenCounts(NamedTuple):
+    """Tokens of some rows."""
+
+    lengths: Tensor
+    """int64 `[batch]`: prompt and response."""
+    generated: Tensor
+    """int64 `[batch]`: those that the policy generated."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowFacts:
     """What the statistics need of each row."""
@@ -121,8 +131,8 @@ class RowFacts:
     @classmethod
     def of(cls, scored: Scored) -> Self:
         """Those of rows that are at hand."""
-        rollouts, named = scored.rollouts, named_numbers(scored)
-        return cls(rollouts.response_mask.sum(1), rollouts.finished, scored.scores, scored.disagreement, named)
+        rollouts, named = scored.rollouts, named_of(scored)
+        return cls(rollouts.generated, rollouts.finished, scored.scores, scored.disagreement, named)
 
 
 def token_sums(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor) -> TokenSums:
@@ -187,9 +197,19 @@ def _at(places: Tensor, tensor: Tensor) -> Tensor:
     return tensor.flatten()[places]
 
 
-def named_numbers(scored: Scored) -> dict[str, Tensor]:
-    """Name, such as `reward/polite` → float64 `[batch]`. TetrarchError if a response lacks a name that another has."""
+def named_of(scored: Scored) -> dict[str, Tensor]:
+    """Those of `named_numbers` of rows that are at hand."""
     rows = [own | said for own, said in zip(scored.rollouts.counted, scored.named, strict=True)]
+    return named_numbers(rows, scored.rollouts.prompts)
+
+
+def named_numbers(rows: Sequence[Mapping[str, float]], prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Name, such as `reward/polite` → float64 `[batch]`. TetrarchError if a response lacks a name that another has.
+
+    Args:
+        rows: of each response, name → number.
+        prompts: of each response, for errors.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     for number, row in enumerate(rows):
         lacks = next((name for name in names if name not in row), None)
@@ -197,7 +217,7 @@ def named_numbers(scored: Scored) -> dict[str, Tensor]:
             group, _, name = lacks.partition("/")
             raise TetrarchError(
                 f"the {group} has given no number {name} for response {number} of the batch (prompt "
-                f"{scored.rollouts.prompts[number][:60]!r}), but for others; give one for every response, such as 0"
+                f"{prompts[number][:60]!r}), but for others; give one for every response, such as 0"
             )
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
 

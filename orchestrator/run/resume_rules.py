@@ -54,7 +54,7 @@ _WHERE_IT_RUNS = "run_dir model_cache deadlines recovery report checkpoint place
 _PPO = ResumeRules(
     may_change=_keys(
         _WHERE_IT_RUNS,
-        """steps
+        """steps row_keepers
 evaluation.every evaluation.prompts evaluation.samples evaluation.by evaluation.stop evaluation.benchmarks
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries evaluation.judge.urls
 evaluation.judge.headers evaluation.judge.asks.api_key_env evaluation.judge.asks.headers evaluation.judge.asks.prices

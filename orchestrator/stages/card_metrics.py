@@ -17,11 +17,12 @@ from cluster.ranks.usage import RankUsage
 from cluster.role_table import ACTOR, ENGINES, base_role, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.layout_planner import role_sizes
+from orchestrator.ppo.stats import TokenCounts
 from orchestrator.run.phase_clock import Clock
 from orchestrator.sizes.model_sources import UnknownModel
 
 if TYPE_CHECKING:
-    from roles.batch import Scored, TokenRows
+    from roles.batch import TokenRows
 
 CARD_PHASES = ("generate", "score", "update", "push")
 
@@ -37,10 +38,10 @@ class SampleWork:
     """Mean number of tokens of a sample that have logits."""
 
     @classmethod
-    def of(cls, rows: TokenRows) -> Self:
-        """That of these rows."""
-        samples = len(rows.lengths)
-        return cls(samples, float(rows.lengths.float().mean()), float(rows.response_mask.sum()) / samples)
+    def of(cls, tokens: TokenCounts) -> Self:
+        """That of rows with so many tokens."""
+        samples = len(tokens.lengths)
+        return cls(samples, float(tokens.lengths.float().mean()), float(tokens.generated.sum()) / samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,15 @@ def _forward(size: RoleSize, work: SampleWork) -> float:
     return work.samples * operations(size.model, work.tokens, work.scored if size.model.vocabulary else 0.0)
 
 
-def step_work(config: RunConfig, scored: Scored, batch: Scored, texts: TokenRows | None) -> StepWork | None:
-    """The work of the roles in a step that trains on `batch`, of `scored`, and on the `texts` of a pre-training loss;
-    None without GPUs, or if a model's size is not known."""
+def step_work(config: RunConfig, sampled: TokenCounts, batch: TokenCounts, texts: TokenRows | None) -> StepWork | None:
+    """The work of the roles in a step that trains on `batch`, of all that was `sampled`, and on the `texts` of a
+    pre-training loss; None without GPUs, or if a model's size is not known."""
     if config.device == "cpu":
         return None
     with suppress(UnknownModel):
-        beside = SampleWork.of(texts) if texts is not None else None
-        scoring, training = (SampleWork.of(one.rollouts) for one in (scored, batch))
-        return StepWork(role_sizes(config), scoring, training, config.ppo.epochs, beside)
+        read = TokenCounts(texts.lengths, texts.response_mask.sum(1)) if texts is not None else None
+        beside = SampleWork.of(read) if read is not None else None
+        return StepWork(role_sizes(config), SampleWork.of(sampled), SampleWork.of(batch), config.ppo.epochs, beside)
     return None
 
 

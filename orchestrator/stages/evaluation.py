@@ -108,7 +108,9 @@ def answered(
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = None
     if reference is not None:
-        kl = _response_kl(rollouts.rollout_logprobs, reference.tokens(deadline_s), rollouts.response_mask)
+        kl = _response_kl(
+            rollouts.rollout_logprobs, reference.tokens(rollouts.response_mask, deadline_s), rollouts.response_mask
+        )
     return Answered(rollouts, proxy_values, compare(rollouts) if compare else gold_values, kl)
 
 
@@ -254,9 +256,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def training_samples(scored: Scored, count: int, responses_per_prompt: int) -> list[SampleRow]:
-    """`count` responses of a training batch, to as many prompts as possible."""
-    order = sorted(range(len(scored)), key=lambda row: (row % responses_per_prompt, row))
-    scored = scored.select(order[:count])
+def of_different_prompts(rows: int, count: int, responses_per_prompt: int) -> list[int]:
+    """`count` of a batch's rows, to as many prompts as possible."""
+    return sorted(range(rows), key=lambda row: (row % responses_per_prompt, row))[:count]
+
+
+def training_samples(scored: Scored) -> list[SampleRow]:
+    """Some rows of a training batch."""
     kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.rollouts.response_mask)
     return _sample_rows(Answered(scored.rollouts, scored.scores.tolist(), None, kl), range(len(scored)))

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +27,23 @@ from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.scoring import Roles, reference_fingerprint
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.kl import make_controller, slow_down_of
-from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
+from orchestrator.ppo.state import TrainState
+from orchestrator.ppo.step import StepResult, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference
-from orchestrator.run.sample_files import write_samples
 from orchestrator.run.sample_ledger import checked_summary
 from orchestrator.run.way_back import WayBack
 from orchestrator.stages.alarm import Alarm, alarm_of
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
-from orchestrator.stages.evaluation import asked_heldout, evaluate, training_samples
+from orchestrator.stages.evaluation import asked_heldout, evaluate, of_different_prompts, training_samples
 from orchestrator.stages.fresh_labels import fresh_labels
 from orchestrator.stages.retraining import Retraining, told
 from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.stage import Stage, StepReport
-from orchestrator.stages.step_samples import step_samples
+from orchestrator.stages.step_samples import told_samples
 from orchestrator.stages.win_rate import comparing
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, Scored
@@ -161,22 +160,23 @@ class Ppo(Stage):
         self.batch = scored
 
     def _told(self, result: StepResult, clock: Clock, coefficient: float, retrained: Mapping[str, float]) -> StepReport:
-        scored, made, kept = result.scored, result.generated.scored, self.config.report.samples
+        batch = result.batch
         metrics = {
             **step_metrics(result),
-            "tokens/generated_per_s": float(made.rollouts.response_mask.sum()) / clock.seconds["generate"],
+            "tokens/generated_per_s": float(batch.sampled_tokens.generated.sum()) / clock.seconds["generate"],
             "kl/coefficient": coefficient,
             "weights/version": self.state.version,
             **retrained,
             **self.roles.policy.recovery.drain(),
         }
-        some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
-        samples = step_samples(self.config, self.step, result)
-        keep = partial(write_samples, samples, kept) if kept else None
+        each, count = self.config.rollout.responses_per_prompt, self.config.evaluation.samples
+        shown = training_samples(batch.some(of_different_prompts(len(batch), count, each)))
+        line, write = told_samples(self.config, self.step, result)
         if result.actor is None and result.critic is None:
-            self.report.note(f"step {self.step}: nothing was trained, all {len(scored)} responses are cut and masked")
-        work = step_work(self.config, made, scored, self.state.ptx.drawn if self.state.ptx else None)
-        return StepReport(metrics, some, work, samples.line.to_json(), keep, result.failed)
+            self.report.note(f"step {self.step}: nothing was trained, all {len(batch)} responses are cut and masked")
+        texts = self.state.ptx.drawn if self.state.ptx else None
+        work = step_work(self.config, batch.sampled_tokens, batch.trained_tokens, texts)
+        return StepReport(metrics, shown, work, line.to_json(), write, result.failed)
 
     def check_ledger(self) -> None:
         """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""

@@ -24,7 +24,7 @@ from orchestrator.groups.scoring import Roles
 from orchestrator.groups.spread import spread
 from orchestrator.ppo.score_change import ScoreChange
 from orchestrator.ppo.scores import RunningScale
-from orchestrator.ppo.step import TrainState
+from orchestrator.ppo.state import TrainState
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.fresh_labels import Labels
 from roles.batch import Preferences, Rollouts, Sequences

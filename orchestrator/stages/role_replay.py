@@ -27,8 +27,9 @@ from orchestrator.groups.build import builder
 from orchestrator.groups.recovery import TellUser
 from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.ppo.kl import make_controller, slow_down_of
-from orchestrator.ppo.mini_batches import share_out
-from orchestrator.ppo.step import expect_steps, start_actor_update
+from orchestrator.ppo.mini_batches import schedule_of, share_out
+from orchestrator.ppo.own_batch import start_actor_update
+from orchestrator.ppo.step import expect_steps
 from orchestrator.report import run_files
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.run_difference import RunDifference, update_difference
@@ -137,7 +138,7 @@ def _updated(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of the update, and path in `folder` → hash of the state after it. `metrics`: the run's of that step."""
     ppo, deadlines, step = config.ppo, config.deadlines, before.step
-    schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + step}
+    schedule = schedule_of(ppo, config.seed + step)
     role = ACTOR if isinstance(experience, ActorExperience) else CRITIC
     with builder(config, {role: None}, tell) as build:
         models = resolve_models(config, [role])
@@ -157,7 +158,7 @@ def _updated(
             if texts is not None:
                 texts.load_state_dict(before.state["ptx"])
             shares = share_out(experience, ranks=len(group), **schedule)
-            call = start_actor_update(group, shares, texts, kl, config)
+            call = start_actor_update(group, shares, texts, kl.coefficient, config)
         else:
             call = group.map(Critic.update, share_out(experience, ranks=len(group), **schedule))
         stats = call.result(deadlines.update_s)[0]

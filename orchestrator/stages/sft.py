@@ -77,7 +77,8 @@ class SupervisedTraining(PolicyTraining):
         """Measure how well the policy foresees what is held out; its metrics."""
         heldout = self.data.heldout
         assert heldout is not None
-        losses = spread(self.trainer, Supervised.losses, Sequences.of(heldout)).tokens(self.config.deadlines.score_s)
+        asked = spread(self.trainer, Supervised.losses, Sequences.of(heldout))
+        losses = asked.tokens(heldout.response_mask, self.config.deadlines.score_s)
         loss = float(losses.double().sum() / heldout.response_mask.sum())
         self.quality = SftQuality(loss, math.exp(min(loss, 700.0)), len(heldout))
         return self.quality.metrics()

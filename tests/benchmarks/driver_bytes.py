@@ -36,7 +36,8 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.kl import FixedController
-from orchestrator.ppo.step import TrainState, train_step
+from orchestrator.ppo.state import TrainState
+from orchestrator.ppo.step import train_step
 from orchestrator.run.phase_clock import Clock
 from roles.batch import Prompts, Rollouts, Sequences
 from roles.config.models import WarmupConfig
@@ -165,7 +166,7 @@ class Parts:
     varied: bool
     found: list[tuple[Any, Any]] = field(default_factory=list)
 
-    def begin(self, key: Any, number: int, method: Any, shard: Prompts, version: int) -> None:
+    def begin(self, key: Any, number: int, method: Any, shard: Prompts, version: int, *, pairs: bool = False) -> None:
         answer = (0, answered(shard, version, self.varied))
         self.found.append((key, self.group._note(method.__name__, answer, shard, version)))
 

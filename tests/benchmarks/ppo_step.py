@@ -37,7 +37,8 @@ from orchestrator.data.prompts import PromptSource, read_questions
 from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.kl import make_controller
-from orchestrator.ppo.step import TrainState, train_step
+from orchestrator.ppo.state import TrainState
+from orchestrator.ppo.step import train_step
 from orchestrator.run.phase_clock import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4

@@ -265,6 +265,21 @@ def test_kills_and_resumes_give_the_same_run(folder: Path, run_dir: Path, proof:
     assert ledger in (folder / "tiny-verify/broken.log").read_text()
 
 
+def test_rows_that_keepers_keep_teach_the_same_and_a_lost_keeper_costs_no_step(folder: Path, run_dir: Path) -> None:
+    """Two engines, each with a keeper: what is scored together is what it is in the whole run."""
+    run = folder / "kept"
+    words = [*settings(folder)[:-1], f"run_dir={run}", f"steps={STEPS}", "report.samples=null", "row_keepers=2"]
+    process = start(tetrarch("train", "configs/tiny.yaml", *words, "placement.rollout.ranks=2", "checkpoint.every=12"))
+    rank_after(run, process, "keeper-1", 3).kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and "Traceback" not in output
+    assert re.search(r"keeper rank 1 \(node \S+\) died in ", output), output
+    done = len(metrics(run))
+    assert 3 <= done < STEPS and f"step-{done:06d}; go on from there with --resume" in output, output
+    for line, own in zip(tiny_metrics.learned(run), tiny_metrics.learned(run_dir), strict=False):
+        assert line == pytest.approx(own, rel=1e-4, abs=1e-5)  # sums of two parts are rounded otherwise
+
+
 @pytest.mark.slow
 def test_a_step_is_computed_again(run_dir: Path) -> None:
     process = start(tetrarch("replay", run_dir, 9))

@@ -195,9 +195,9 @@ FAULTS = (
     ),
     Fault(
         "ReMax without its baseline",
-        "orchestrator/ppo/step.py",
-        "baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
-        "baselines = 0 * shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
+        "orchestrator/ppo/own_batch.py",
+        "return shape_scores(self.greedy_scores, self.greedy, ppo, scale).repeat_interleave(each)",
+        "return 0 * shape_scores(self.greedy_scores, self.greedy, ppo, scale).repeat_interleave(each)",
         STEP,
     ),
     Fault(
@@ -268,7 +268,7 @@ FAULTS = (
     ),
     Fault(
         "the KL coefficient is lost on resume",
-        "orchestrator/ppo/step.py",
+        "orchestrator/ppo/state.py",
         '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")',
         '_PARTS: ClassVar = ("prompts", "scale", "value_scale", "canary")',
         "tests/unit/orchestrator/stages/test_ppo.py",
@@ -304,8 +304,8 @@ FAULTS = (
     Fault(
         "normalised values read as plain ones",
         "orchestrator/ppo/row_shard.py",
-        "else scale.restored(self.scored.values)",
-        "else self.scored.values",
+        "else scale.restored(self._scored.values)",
+        "else self._scored.values",
         EXPERIENCE,
     ),
     Fault(

@@ -55,7 +55,7 @@ WIRING = (
     Fault(
         "`old_logprobs: rollout` checks no weights",
         "orchestrator/groups/canary.py",
-        "return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).tokens(roles.deadlines.score_s)",
+        "return asked.tokens(few.response_mask, roles.deadlines.score_s)",
         "return few.rollout_logprobs",
         "tests/unit/orchestrator/ppo/test_train_step.py",
     ),
@@ -271,7 +271,7 @@ WIRING = (
     ),
     Fault(
         "epochs and mini-batches change places",
-        "orchestrator/ppo/step.py",
+        "orchestrator/ppo/mini_batches.py",
         '{"epochs": ppo.epochs, "mini_batches": ppo.mini_batches,',
         '{"epochs": ppo.mini_batches, "mini_batches": ppo.epochs,',
         ACTOR_KEYS,

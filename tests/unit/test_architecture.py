@@ -89,7 +89,7 @@ GROUND = {
     },
     "roles": {
         *("batch", "batch_files", "durable", "errors", "measured"),
-        *("packing", "rows", "scored_parts", "seeds", "shares", "spans"),
+        *("packing", "rollout_facts", "rows", "scored_parts", "seeds", "shares", "spans"),
     },
     "cluster": {"counts", "errors", "config", "role_table"},
 }

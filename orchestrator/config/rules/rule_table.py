@@ -12,6 +12,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.rules import (
     checkpoint_rules,
     evaluation_rules,
+    keeper_rules,
     labelling_rules,
     memory_rules,
     model_rules,
@@ -45,6 +46,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (EvaluationRun, evaluation_rules.sampling_rules),
     (RunConfig, retraining_rules.retraining_rules),
     (SamplingConfig, sampling_rules.engine_rules),
+    (RunConfig, keeper_rules.keeper_rules),
     (BaseConfig, memory_rules.memory_rules),
     (BaseConfig, profile_rules.profile_rules),
     (RunConfig, profile_rules.ppo_profile_rules),

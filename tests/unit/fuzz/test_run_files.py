@@ -25,7 +25,7 @@ from orchestrator.data.prompts import PromptSource
 from orchestrator.planning.calibration import CORRECTED_PHASES
 from orchestrator.planning.efficiency import SHIPPED
 from orchestrator.ppo.kl import make_controller
-from orchestrator.ppo.step import TrainState
+from orchestrator.ppo.state import TrainState
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.page import page
 from orchestrator.report.run_files import read_record

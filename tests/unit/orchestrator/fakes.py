@@ -98,7 +98,7 @@ class FakeStream:
     seen: list[Any]
     calls: list[tuple[Any, Iterator[Any]]] = field(default_factory=list)
 
-    def begin(self, key: Any, number: int, method: Any, shard: Any, *common: Any) -> None:
+    def begin(self, key: Any, number: int, method: Any, shard: Any, *common: Any, pairs: bool = False) -> None:
         if method.__name__ == "generate" and not self.seen:
             self.group.log.append(f"start {self.group.role}.generate")
         self.seen.append(shard)

@@ -99,7 +99,10 @@ def test_it_scores_in_a_step_beside_the_others(log: list[str]) -> None:
     assert log.index("start anchor.anchor_logprobs") < log.index("[score]")
     waited = next(line for line in log if line.startswith("wait for") and "logprobs" in line)
     assert waited.count("anchor.anchor_logprobs") == 2
-    assert isinstance(result.scored, AnchorScored) and result.scored.anchor_logprobs.shape == (steps.ROWS, fakes.TIME)
+    assert isinstance(result.own.scored, AnchorScored) and result.own.scored.anchor_logprobs.shape == (
+        steps.ROWS,
+        fakes.TIME,
+    )
     assert len(groups["actor"].seen[-1]) == 2, "the actor was not trained"
 
 
@@ -117,7 +120,7 @@ def test_its_answers_stay_its_own_and_in_order(log: list[str], monkeypatch: pyte
             return spread(group, method, batch, shared)
 
     monkeypatch.setattr(orchestrator.groups.scoring, "spread", of_anchor)
-    scored: Any = steps.step(log, frozen=["anchor"])[0].scored
+    scored: Any = steps.step(log, frozen=["anchor"])[0].own.scored
     assert scored.anchor_logprobs[:, -1].tolist() == list(range(steps.ROWS))
     assert not scored.reference_logprobs.any() and not scored.old_logprobs.any()
 
@@ -125,12 +128,12 @@ def test_its_answers_stay_its_own_and_in_order(log: list[str], monkeypatch: pyte
 def test_a_run_without_it_has_zeros(log: list[str]) -> None:
     result, _, _ = steps.step(log)
     assert not [line for line in log if "anchor" in line]
-    assert isinstance(result.scored, AnchorScored) and not result.scored.anchor_logprobs.any()
+    assert isinstance(result.own.scored, AnchorScored) and not result.own.scored.anchor_logprobs.any()
 
 
 def test_numbers_that_are_not_finite_are_told_by_its_name(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     result, _, _ = steps.step(log)
-    whole = {f.name: getattr(result.scored, f.name) for f in fields(AnchorScored)}
+    whole = {f.name: getattr(result.own.scored, f.name) for f in fields(AnchorScored)}
     whole["anchor_logprobs"] = torch.full_like(whole["anchor_logprobs"], torch.nan)
     monkeypatch.setattr(AnchorScored, "concatenate", classmethod(lambda cls, parts: AnchorScored(**whole)))
     with pytest.raises(NotFinite, match=r"the anchor's anchor_logprobs are not finite.*it was not trained") as caught:
@@ -210,5 +213,5 @@ def test_the_table_and_the_code_agree() -> None:
     filled = {f.name for kind in (Rollouts, AnchorScored) for f in fields(kind)}
     for role in cluster.role_table.ROLES.values():
         assert not role.fills or role.fills in filled
-        if role.made_by:
+        if role.made_by and role.fills:
             assert callable(getattr(orchestrator.groups.scoring.class_of(role.name), role.scored_by))

@@ -22,6 +22,7 @@ NO_NUMBERS = {
     "*judge.label": "what the function is given, as the reward's: test_reward_keys.py",
     "*.timeout_s": "how long an answer is waited for; what fails ends the run",
     "*.retries": "how often; what fails ends the run",
+    "row_keepers": "where samples are: test_kept_batch.py",
     "rollout.stream_samples": "how many rows are scored at a time",
     "rollout.engine.gpu_memory_utilization": "memory",
     "rollout.engine.sleep=*": "memory",

@@ -120,7 +120,9 @@ class Running:
     group: Group
     calls: list[tuple[Any, Iterator[Any]]] = field(default_factory=list)
 
-    def begin(self, key: Any, number: int, method: Callable[..., Any], shard: Any, *common: Any) -> None:
+    def begin(
+        self, key: Any, number: int, method: Callable[..., Any], shard: Any, *common: Any, pairs: bool = False
+    ) -> None:
         answer = getattr(self.group.members[number], method.__name__)(shard, *common)
         self.calls.append((key, answer if isinstance(answer, Iterator) else iter((answer,))))
 

@@ -128,7 +128,7 @@ class Running:
     engines: Engines
     calls: list[tuple[Any, int, Engine, Iterator[Any]]] = field(default_factory=list)
 
-    def begin(self, key: Any, number: int, method: Any, prompts: Any, version: int) -> None:
+    def begin(self, key: Any, number: int, method: Any, prompts: Any, version: int, *, pairs: bool = False) -> None:
         self.engines.log.append(f"{number} is asked for {[ids[0] for ids in prompts.token_ids]}")
         self.calls.append((key, number, self.engines.ranks[number], self._parts(number, method, prompts, version)))
 

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
+from orchestrator.groups.canary import SeenRows
 from orchestrator.ppo.advantages import gae, whiten
+from orchestrator.ppo.dynamic_sampling import generated
 from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards
+from orchestrator.ppo.own_batch import OwnBatch
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.step import prepare
 from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1
+from tests.unit.orchestrator.fakes import prompts_of
 from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 BETA = 0.1
@@ -201,7 +205,9 @@ def test_where_scores_are_normalised_so_is_what_turns_were_paid() -> None:
             scale=RunningScale(), value_scale=RunningScale(), kl=SimpleNamespace(coefficient=0)
         )
         config: Any = SimpleNamespace(ppo=ppo, rollout=rollout)
-        return prepare(scored, None, None, state, config)[0].critic.returns
+        batch = OwnBatch(generated(prompts_of(len(scored)), [], scored), SeenRows(rollouts, scored.old_logprobs, []))
+        prepare(batch, state, config)
+        return batch.experience.critic.returns
 
     coins = returns(1.0)
     torch.testing.assert_close(returns(100.0), coins)

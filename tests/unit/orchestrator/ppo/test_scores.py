@@ -76,7 +76,7 @@ def shape(scores: torch.Tensor, lengths: torch.Tensor, ppo: PpoConfig) -> list[f
     scale.update(scores)
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     finished = torch.arange(len(scores)) < len(scores) - 1
-    return shape_scores(scores, SimpleNamespace(response_mask=mask, finished=finished), ppo, scale).tolist()
+    return shape_scores(scores, SimpleNamespace(generated=mask.sum(1), finished=finished), ppo, scale).tolist()
 
 
 def make_ppo(**score: Any) -> PpoConfig:

@@ -80,7 +80,7 @@ def test_shards_make_the_experience_and_the_statistics_of_the_whole_batch(
 def test_a_number_that_is_not_finite_is_told_by_its_row_of_the_batch() -> None:
     scored = batch()
     scored.values[6, 1] = torch.nan
-    with pytest.raises(NotFinite, match=r"values are not finite in rows \[6\] of the batch \(1 of 8;"):
+    with pytest.raises(NotFinite, match=r"values are not finite in rows \[6\] of the batch \(1 of 4;"):
         made(scored, [4, 4], {})
 
 

@@ -28,8 +28,9 @@ from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.kl import FixedController
+from orchestrator.ppo.state import TrainState
 from orchestrator.ppo.stats import ExperienceStats
-from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
+from orchestrator.ppo.step import StepResult, step_metrics, train_step
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.step_samples import step_samples
 from roles.batch import Prompts, Scored, Sequences
@@ -133,7 +134,7 @@ def test_what_gives_the_ranks_little_is_scored_together(log: list[str], monkeypa
     monkeypatch.setattr(orchestrator.groups.scoring, "ROWS_OF_A_RANK", 2)
     result, _, _ = step(log)
     assert log[1:7] == ["part of engine 1", "part of engine 0", *SCORING]
-    assert result.scored.rollouts.token_ids[:, 0].tolist() == list(range(ROWS))
+    assert result.own.scored.rollouts.token_ids[:, 0].tolist() == list(range(ROWS))
 
 
 @pytest.mark.parametrize("names", [False, True])
@@ -192,7 +193,7 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
     result, _, groups = step(log, advantage={"type": "rloo"})
     assert not [line for line in log if "critic" in line]
     assert log[-4:] == ["start actor.update", "wait for actor.update", "[push]", "actor.push(4,)"]
-    assert result.critic is None and (result.scored.values == 0).all()
+    assert result.critic is None and (result.own.scored.values == 0).all()
     first, *_ = groups["actor"].seen[-1]
     assert first.experience.advantages.abs().max() == pytest.approx(
         1.0
@@ -204,13 +205,13 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
 def test_without_a_reward_nobody_scores(log: list[str]) -> None:
     result, _, _ = step(log, members=())
     assert not [line for line in log if "reward" in line]
-    assert (result.scored.scores == 0).all(), "the fake environment paid nothing"
+    assert (result.own.scored.scores == 0).all(), "the fake environment paid nothing"
 
 
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
     """Nobody scores before they sleep, and then all rows at once; weights wake before the push, the KV cache after."""
     result, _, _ = step(log, sleeps=True)
-    assert result.scored.rollouts.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+    assert result.own.scored.rollouts.token_ids[:, 0].tolist() == result.own.scored.scores.tolist() == list(range(ROWS))
     wake = "rollout.wake(('weights', 'kv_cache'),)"
     assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep(False,)"]
     assert log[5:10] == [*SCORING, "[score]"]
@@ -219,7 +220,7 @@ def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -
 
 def test_rows_keep_their_order_whatever_order_the_parts_come_in(log: list[str]) -> None:
     result, _, _ = step(log)
-    assert result.scored.rollouts.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+    assert result.own.scored.rollouts.token_ids[:, 0].tolist() == result.own.scored.scores.tolist() == list(range(ROWS))
 
 
 def test_actor_and_critic_get_every_row_in_every_epoch(log: list[str]) -> None:
@@ -334,8 +335,8 @@ def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
     scoring = ["start reward.a.score", "start reward.b.score"]
     assert [line for line in log if line.startswith("start reward")] == 2 * scoring
     assert log.index("start reward.b.score") < log.index("[score]")
-    assert result.scored.scores.tolist() == list(range(ROWS))  # both say the same
-    assert result.scored.disagreement.tolist() == [0.0] * ROWS
+    assert result.own.scored.scores.tolist() == list(range(ROWS))  # both say the same
+    assert result.own.scored.disagreement.tolist() == [0.0] * ROWS
 
 
 @pytest.mark.parametrize("greedy", [False, True])
@@ -404,11 +405,11 @@ def test_the_engines_log_probabilities_may_stand_for_the_actors(
     assert "start actor.logprobs" not in log and log.count("start actor.canary_logprobs") == 1
     looked = sorted(int(row) for shard in groups["actor"].seen[0] for row in shard.token_ids[:, 0])
     assert looked == [0, 2], "the first row of each engine"
-    assert torch.equal(result.scored.old_logprobs, result.scored.rollouts.rollout_logprobs)
+    assert torch.equal(result.own.scored.old_logprobs, result.own.scored.rollouts.rollout_logprobs)
     assert (result.stats.logprob_gap_mean, result.stats.logprob_gap_max) == (0.0, 0.0)
     unseen, _, _ = step(log, recomputes=False, looks=False)
     assert "engine/logprob_gap_mean" not in step_metrics(unseen), "nobody has looked"
-    assert (result.scored.reference_logprobs[result.scored.rollouts.response_mask] == -2.0).all()
+    assert (result.own.scored.reference_logprobs[result.own.scored.rollouts.response_mask] == -2.0).all()
 
 
 @pytest.mark.parametrize("others", [(), (4, 5)])
@@ -435,7 +436,7 @@ def test_samples_of_other_weights_are_refused(log: list[str]) -> None:
 
 def test_the_result_tells_the_experience(log: list[str]) -> None:
     result, _, _ = step(log)
-    assert isinstance(result.scored, Scored) and isinstance(result.stats, ExperienceStats)
+    assert isinstance(result.own.scored, Scored) and isinstance(result.stats, ExperienceStats)
     assert result.stats.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)
 
 
@@ -457,10 +458,10 @@ def test_prompts_without_a_spread_are_replaced_until_there_are_enough(log: list[
         *("[generate]", "[score]", "draw 1", "[generate]", "[score]", "draw 1", "[generate]", "[score]"),
         *("[experience]", "[update]", "[push]"),
     ]
-    assert result.generated.scored.scores.tolist() == [1, 1, 2, 3, 4, 4, 5, 6]
-    assert result.scored.scores.tolist() == kept[-1].scores.tolist() == [2, 3, 5, 6] and state.samples == ROWS
-    assert result.generated.rows == [2, 3, 6, 7] and result.trained == {0, 1, 2, 3}
-    assert result.generated.seeds == [50, 51, 52, 53, 50, 51, 50, 51]
+    assert result.own.made.scored.scores.tolist() == [1, 1, 2, 3, 4, 4, 5, 6]
+    assert result.own.scored.scores.tolist() == kept[-1].scores.tolist() == [2, 3, 5, 6] and state.samples == ROWS
+    assert result.own.made.rows == [2, 3, 6, 7] and result.trained == {0, 1, 2, 3}
+    assert result.own.made.seeds == [50, 51, 52, 53, 50, 51, 50, 51]
     first, *_ = groups["actor"].seen[-1]
     assert (first.experience.advantages * first.experience.response_mask).any(1).all(), "each of them teaches something"
     metrics = step_metrics(result)
@@ -483,12 +484,12 @@ def test_a_score_that_is_not_finite_is_told_also_where_it_would_be_left_out(
 
 def test_a_batch_that_cannot_be_filled_keeps_its_size(log: list[str]) -> None:
     result, _, _ = step(log, prompts=scoring(1, 1, 2, 2), others=[scoring(3, 3, 4, 4), scoring(5, 6, 7, 7)], **GRPO)
-    assert result.scored.scores.tolist() == [1, 1, 5, 6] and result.generated.left_out == {2, 3, 4, 5, 6, 7, 10, 11}
+    assert result.own.scored.scores.tolist() == [1, 1, 5, 6] and result.own.made.left_out == {2, 3, 4, 5, 6, 7, 10, 11}
 
 
 def test_enough_spread_at_once_draws_nothing_more(log: list[str]) -> None:
     result, _, _ = step(log, **GRPO)
-    assert not [line for line in log if line.startswith("draw")] and not result.generated.left_out
+    assert not [line for line in log if line.startswith("draw")] and not result.own.made.left_out
     assert step_metrics(result)["sampling/rounds"] == 1 and step_metrics(result)["sampling/left_out_fraction"] == 0
     assert "sampling/rounds" not in step_metrics(step(log, advantage={"type": "grpo"})[0])
 
@@ -496,10 +497,10 @@ def test_enough_spread_at_once_draws_nothing_more(log: list[str]) -> None:
 def test_what_is_left_out_is_in_the_ledger_with_the_reason(log: list[str]) -> None:
     result, _, _ = step(log, prompts=scoring(1, 1, 2, 3), others=[scoring(5, 6)], **GRPO)
     config: Any = SimpleNamespace(ppo=PpoConfig.model_validate({**GRPO}), environment=None)
-    samples = step_samples(config, 1, result)
+    samples = step_samples(config, 1, result.own, result.trained)
     assert samples.fates["trained"] == [False, False, True, True, True, True]
     assert samples.fates["dropped"] == ["no spread", "no spread", None, None, None, None]
     assert samples.line.samples == 6 and samples.line.trained == 4 and samples.line.dropped == {"no spread": 2}
     advantages = samples.per_token["advantages"]
-    assert advantages.shape == result.generated.scored.old_logprobs.shape
+    assert advantages.shape == result.own.made.scored.old_logprobs.shape
     assert not advantages[:2].any() and advantages[2:].any(1).all()

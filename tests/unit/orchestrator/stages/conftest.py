@@ -19,7 +19,7 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.report import ReportConfig
 from orchestrator.groups.scoring import Policy
 from orchestrator.ppo.kl import FixedController
-from orchestrator.ppo.step import TrainState
+from orchestrator.ppo.state import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.stages.ppo import Ppo
 from orchestrator.stages.run import Run

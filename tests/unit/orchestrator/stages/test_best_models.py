@@ -22,7 +22,7 @@ from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
 from orchestrator.config.loading import load_config
 from orchestrator.ppo.kl import FixedController
-from orchestrator.ppo.step import TrainState
+from orchestrator.ppo.state import TrainState
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.run_files import read_record
 from orchestrator.run.checkpoint import Checkpoints, trained_step

@@ -30,7 +30,14 @@ from orchestrator.report.run_files import finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
 from orchestrator.stages import evaluation
-from orchestrator.stages.evaluation import Answered, _rows, evaluate, evaluate_run, training_samples
+from orchestrator.stages.evaluation import (
+    Answered,
+    _rows,
+    evaluate,
+    evaluate_run,
+    of_different_prompts,
+    training_samples,
+)
 from orchestrator.stages.measured_policy import measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
@@ -205,9 +212,9 @@ def test_the_policy_is_called_what_it_is(tmp_path: Path) -> None:
 
 def test_training_samples_are_of_different_prompts() -> None:
     scored = make_scored()
-    rows = training_samples(scored, 3, responses_per_prompt=2)
+    rows = training_samples(scored.select(of_different_prompts(4, 3, 2)))
     assert [row.proxy for row in rows] == [1.0, 3.0, 2.0]
-    assert len(training_samples(scored, 9, responses_per_prompt=2)) == 4
+    assert of_different_prompts(4, 9, 2) == [0, 2, 1, 3]
 
 
 def test_a_sample_of_a_chat_has_its_messages_and_that_of_a_conversation_its_turns() -> None:
@@ -226,7 +233,7 @@ def test_a_sample_of_a_chat_has_its_messages_and_that_of_a_conversation_its_turn
     lengths[1] = 6
     chats = {"messages": [asked, [*asked, *talk], prefilled, None]}
     rollouts = replace(scored.rollouts, columns=chats, response_mask=mask, lengths=lengths)
-    rows = training_samples(replace(scored, rollouts=rollouts), 4, responses_per_prompt=1)
+    rows = training_samples(replace(scored, rollouts=rollouts))
     assert [row.messages for row in rows] == [asked, asked, prefilled, []]
     assert [row.talk for row in rows] == [[], [talk[0], {"role": "user", "content": "5"}, talk[2]], [], []]
 

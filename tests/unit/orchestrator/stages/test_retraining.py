@@ -24,7 +24,7 @@ from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member
 from orchestrator.ppo.kl import FixedController
-from orchestrator.ppo.step import TrainState
+from orchestrator.ppo.state import TrainState
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.asking import Asking, JudgeDown, Refusal
 from orchestrator.stages.fresh_labels import AskedPairs, Judged

@@ -32,10 +32,10 @@ def trained(file: Path, log: list[str], columns: Sequence[TokenColumn] = EVERY, 
     settings = {name: how[name] for name in ("advantage", "dynamic_sampling", "truncated") if name in how}
     result, _, _ = step(log, **how)
     config: Any = SimpleNamespace(ppo=PpoConfig.model_validate(settings), environment=None)
-    samples = step_samples(config, 1, result)
+    samples = step_samples(config, 1, result.own, result.trained)
     samples = replace(samples, prompt_ids=range(len(samples.scored)))  # whoever draws here does not say them
     write_samples(samples, SampleFilesConfig(token_columns=list(columns)), file)
-    return result.experience
+    return result.own.experience
 
 
 @pytest.mark.parametrize(
