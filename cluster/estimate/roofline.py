@@ -86,11 +86,11 @@ class Workload:
         return self.responses or fixed(self.response_tokens)
 
 
-def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
+def card_rates(card: Accelerator, dtype: str, efficiency: Efficiency) -> Rates:
     """The rates of a GPU."""
     giga = 1e9 * efficiency.wire
     return Rates(
-        compute=1e12 * card.tflops * efficiency.compute,
+        compute=card.operations_per_s(dtype) * efficiency.compute,
         memory=1e9 * card.memory_gb_s * efficiency.memory,
         link=giga * card.link_gb_s,
         host=giga * card.host_gb_s,

@@ -154,8 +154,8 @@ def _sampling(
         mini_batches=1,
         responses=lengths,
     )
-    pool = loads.pools[0]
-    rates, room = rates_of(pool, engines.number, config.dtype, efficiency), kv_room(config, engines, pool)
+    pool, dtype = loads.pools[0], config.rollout.engine.dtype or config.dtype
+    rates, room = rates_of(pool, engines.number, dtype, efficiency), kv_room(config, engines, pool)
     seconds = efficiency.correction.generate * generate_s(engines, work, rates, room, config.seed)
     return StepTime(
         {"generate": seconds},

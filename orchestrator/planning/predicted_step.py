@@ -101,8 +101,10 @@ def step_time(
         kinds: which roles share cards; without cards, all share the machine.
     """
     first = {role: made.of(role)[0] for role in made.roles}
+    dtypes = {ENGINES: config.rollout.engine.dtype or config.dtype}
     rates = {
-        role: rates_of(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
+        role: rates_of(pools[slot.node], len(made.of(role)), dtypes.get(role, config.dtype), efficiency)
+        for role, slot in first.items()
     }
     work = workload(config, efficiency)
     shared = ACTOR in engines_neighbours(config.placement)  # every rank sends to the engine on its own card
@@ -178,7 +180,7 @@ def rates_of(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -
     """The rates of one of `ranks` processes on the cards of a pool, or on the cores of this machine."""
     if pool.gpus_per_node == 0:
         return cpu_rates(*machine_rates(dtype, efficiency), ranks, efficiency)
-    return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
+    return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], dtype, efficiency)
 
 
 def machine_rates(dtype: str, efficiency: Efficiency) -> tuple[float, float]:

@@ -53,12 +53,14 @@ def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
 
 @cache
 def known_shapes() -> Mapping[str, Config]:
-    """Name on the hub → the keys of its config.json that determine its shape."""
+    """Name on the hub → the keys of its config.json that determine its shape, and its context if that is known."""
     shapes: dict[str, Any] = yaml.load(
         KNOWN_MODELS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader
     )  # ten times as fast as the Python parser
     same_as: dict[str, list[str]] = shapes.pop("same_as")
-    return {name: shapes[shape] for shape, names in same_as.items() for name in names}
+    context: dict[int, list[str]] = shapes.pop("context")
+    longest = {name: {"max_position_embeddings": tokens} for tokens, names in context.items() for name in names}
+    return {name: shapes[shape] | longest.get(name, {}) for shape, names in same_as.items() for name in names}
 
 
 def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int | None:

@@ -128,6 +128,7 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
         card = card_called(own[0][1].name) if own else None
         if card is None:
             continue
+        dtype = "float32" if work.sizes[role].number_bytes == 4 else "bfloat16"
         for phase, methods in (("score", scoring), ("update", {"update"})):
             if phase not in row_of(role).phases:
                 continue
@@ -136,5 +137,5 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
             for method in {method for _, _, method, _ in calls}:
                 done[key] = done.get(key, 0.0) + work.operations(role, method)
             seconds = sum(last - first for first, last, *_ in calls)
-            could[key] = could.get(key, 0.0) + seconds * 1e12 * card.tflops
+            could[key] = could.get(key, 0.0) + seconds * card.operations_per_s(dtype)
     return {key: done[key] / could[key] for key in done if could[key]}

@@ -228,9 +228,11 @@ def test_rates_are_the_published_ones_times_the_efficiency() -> None:
         thread_gb_s=2,
         host_memory_gb_s=20,
     )
-    card = card_rates(ACCELERATORS["A800-80GB"], shares)
+    card = card_rates(ACCELERATORS["A800-80GB"], "bfloat16", shares)
     assert card == Rates(156e12, 2039e9 / 4, 20e9, 3.2e9, 1e9, 2e9, 20e9, 0.001)
-    assert card_rates(ACCELERATORS["A800-80GB"], shares.model_copy(update={"layer_s": 0.5})).layer_s == 0.5
+    assert card_rates(ACCELERATORS["A800-80GB"], "bfloat16", shares.model_copy(update={"layer_s": 0.5})).layer_s == 0.5
+    wide = card_rates(ACCELERATORS["A800-80GB"], "float32", shares)
+    assert wide == replace(card, compute=9.75e12), "float32 has no tensor cores: 19.5 of 312"
     costs = CpuCosts(link_gb_s=3, adam_bytes=60)
     machine = cpu_rates(32e9, 16e9, 4, shares.model_copy(update={"cpu": costs}))
     assert machine.compute == 4e9 and machine.memory == 4e9 and machine.host_memory == 16e9

@@ -298,6 +298,21 @@ def test_the_numbers_as_json() -> None:
         assert gpu["peak_gib"] == pytest.approx(sum(gpu["phases"][gpu["peak_phase"]].values()))
 
 
+@pytest.mark.parametrize("model", ["meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"])
+def test_samples_longer_than_a_known_model_reads_are_refused_in_the_words_of_training(model: str) -> None:
+    long = ["prompts.max_tokens=8192", "rollout.max_response_tokens=8192", f"actor.model.path={model}"]
+    file = str(ROOT / "configs/llama3-8b-1x8.yaml")
+    done = CliRunner().invoke(cli.app, ["plan", file, *long], env={"COLUMNS": "300"})
+    if "3.1" in model:
+        assert done.exit_code != 2 and "more than" not in done.output
+        return
+    assert done.exit_code == 2
+    assert (
+        "is 16384 tokens, more than the 8192 that actor.model.path=meta-llama/Meta-Llama-3-8B-Instruct can"
+        in " ".join(done.output.split())
+    )
+
+
 def test_the_command(tmp_path: Path) -> None:
     svg, numbers = tmp_path / "plan.svg", tmp_path / "plan.json"
     fits = CliRunner().invoke(cli.app, ["plan", str(SEVENTY_B), "--svg", str(svg), "--json", str(numbers)])

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from cluster.config import Correction
+from cluster.placement.accelerators import ACCELERATORS
 from orchestrator.config.loading import load_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
@@ -28,6 +29,7 @@ SECONDS = RoleSeconds(
     update={"actor": 20.0, "critic": 16.0},
     push=2.0,
 )
+TWO_NODES = ROOT / "configs/llama3-8b-2x8.yaml"
 PLAIN = load_efficiency()
 SPLIT = [("rollout", "actor"), ("critic",), ("reference", "reward")]
 SHARED = ["reference={share_actor: true}", "actor.lora.rank=16", "placement.groups.frozen.roles=[reward]"]
@@ -65,6 +67,17 @@ def test_corrections_stretch_their_phase() -> None:
     stretched = PLAIN.model_copy(update={"correction": Correction(generate=2, score=3, update=0.5, push=4)})
     step = side_by_side(SPLIT, SECONDS, stretched, 6)
     assert step.phases == {"generate": 20, "score": 12, "update": 10, "push": 8}
+
+
+def test_float32_has_no_tensor_cores() -> None:
+    """An H100 has 67 of 989 TFLOPS then, and the weights are twice as wide; engines may have a dtype of their own."""
+    assert ACCELERATORS["H100-80GB"].operations_per_s("float32") == 67e12
+    narrow, wide = (layout(load_config(TWO_NODES, [f"dtype={dtype}"])).step for dtype in ("bfloat16", "float32"))
+    assert 10 < wide.phases["update"] / narrow.phases["update"] < 989 / 67
+    assert wide.phases["generate"] > 1.5 * narrow.phases["generate"]
+    mixed = layout(load_config(TWO_NODES, ["dtype=float32", "rollout.engine.dtype=bfloat16"])).step
+    assert mixed.phases["generate"] == pytest.approx(narrow.phases["generate"])
+    assert mixed.phases["update"] == pytest.approx(wide.phases["update"])
 
 
 def test_a_run_without_gpus_has_a_time_too() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from orchestrator.errors import ConfigError
 from orchestrator.sizes import model_sources
 from orchestrator.sizes.architectures import decoder_of
 from orchestrator.sizes.model_sizes import model_size
-from orchestrator.sizes.model_sources import UnknownModel, known_shapes, read_config
+from orchestrator.sizes.model_sources import KNOWN_MODELS, UnknownModel, known_shapes, read_config
 from roles.config.models import ModelConfig
 from roles.model_files import hub as hub_files
 from roles.model_files.hub import file_text
@@ -135,7 +136,7 @@ def test_a_download_on_this_machine_needs_no_network(
 
 
 def test_the_table_needs_no_network(tmp_path: Path, offline: None) -> None:
-    assert read("meta-llama/Llama-3.1-8B-Instruct", tmp_path) == known_shapes()["OpenRLHF/Llama-3-8b-sft-mixture"]
+    assert read("meta-llama/Llama-3.1-8B-Instruct", tmp_path) == known_shapes()["meta-llama/Llama-3.1-8B"]
     assert read("Qwen/Qwen3-32B", tmp_path, layers=3)["num_hidden_layers"] == 3
 
 
@@ -197,3 +198,19 @@ def test_every_entry_of_the_table_is_a_shape_that_somebody_has() -> None:
     assert len(known_shapes()) > 300
     for name, config in known_shapes().items():
         assert config["model_type"] == "gemma3" or decoder_of(config) is not None, name
+
+
+def test_models_of_one_shape_may_read_samples_of_other_lengths() -> None:
+    said, names = (
+        "max_position_embeddings",
+        ("meta-llama/Meta-Llama-3-8B", "meta-llama/Llama-3.1-8B", "RLHFlow/LLaMA3-SFT"),
+    )
+    old, new, tuned = (known_shapes()[name] for name in names)
+    assert (old[said], new[said]) == (8192, 131072) and said not in tuned
+    assert {**old, said: 0} == {**new, said: 0} == {**tuned, said: 0}
+
+
+def test_every_context_in_the_table_is_that_of_one_known_model() -> None:
+    context = yaml.safe_load(KNOWN_MODELS.read_text())["context"]
+    named = [name for names in context.values() for name in names]
+    assert len(named) == len(set(named)) and set(named) <= known_shapes().keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ def test_the_share_of_the_arithmetic_is_six_operations_a_parameter_and_token() -
     assert metrics["mfu/actor_score"] == pytest.approx(once / (2 * 989e12))
     assert metrics["mfu/actor_update"] == pytest.approx(2 * 3 * once / (4 * 989e12))
     assert metrics["mfu/critic_update"] == pytest.approx(2 * 2 * once / (4 * 989e12))
+    wide = replace(work, sizes={"actor": replace(size("actor"), number_bytes=4)})
+    assert card_metrics(ranks, step(), wide)["mfu/actor_score"] == pytest.approx(once / (2 * 67e12)), "float32's peak"
     assert "mfu/critic_score" not in metrics and set(metrics) <= set(METRICS)
 
 
