@@ -165,6 +165,7 @@ class Builder(Generic[C]):
         """The vLLM engines, with the weights in `models.actor`. `kind`: the class of a rank; `replaceable`: as in
         `RoleGroup.start`."""
         config, tokenizer = self._config, models.tokenizer
+        self.recovery.folders.note(ENGINES, models.actor)
         neighbours = engines_neighbours(config.placement)
         setup = RolloutSetup(
             model_path=str(models.actor),
@@ -206,6 +207,7 @@ class Builder(Generic[C]):
     def ready(self) -> None:
         """Wait until every group that was started has built its role."""
         self._wait()
+        self.recovery.folders.check()  # they may have loaded one after the other
         self.cluster.check_places(self._groups)
 
     def _wait(self) -> None:
@@ -216,6 +218,7 @@ class Builder(Generic[C]):
     def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
         """The setup of the sharded model of role `name`; a trained role takes `steps` optimizer steps."""
         assert role.model is not None
+        self.recovery.folders.note(name, model)
         setup = ModelSetup(
             model_path=str(model),
             device=self._config.device,

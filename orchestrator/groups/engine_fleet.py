@@ -158,6 +158,7 @@ class EngineFleet:
                 continue
             self._fresh[number] = self._down.pop(number)
             if not version:
+                self._recovery.folders.check(self._group.role)
                 self._welcome([number], version)
 
     def _push(self, numbers: Collection[int], version: int, deadline_s: float) -> bool:

@@ -15,6 +15,7 @@ from cluster.capacity.shortage import WAIT_TOLD_S
 from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.groups.loaded_folders import LoadedFolders
 
 T = TypeVar("T")
 WINDOW_S = 3600.0
@@ -71,6 +72,8 @@ class Recovery:
     """Whether the run has steps, in each of which one deadline may pass. What serves has none."""
     frozen: dict[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the groups that hold no training state, other than the engines."""
+    folders: LoadedFolders = field(default_factory=LoadedFolders)
+    """Those that groups load when they are started again."""
     waited_for: set[str] = field(default_factory=set)
     """Roles that answer nothing until they are started again."""
     totals: Counter[str] = field(default_factory=Counter)
@@ -129,6 +132,7 @@ class Recovery:
                     started.result(self.start_s)
                 except ClusterError as again:
                     roles |= self.revive(again)
+        self.folders.check(*sorted(roles))
         self.tell(f"{', '.join(sorted(roles))}: back after {self.clock() - began:.1f} s")
         return roles
 

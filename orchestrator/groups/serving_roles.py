@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cluster.config import Deadlines
 from cluster.errors import ClusterError, DeadlineExceeded
@@ -125,6 +126,7 @@ class ServedPolicy:
         """Go over to the weights in `folder`; nothing may be under way. Engines give up what has been dropped, when
         the rounds that they are in have ended."""
         self._folder, self._behind = folder, set(self.engines.ranks)
+        self.recovery.folders.note(self.engines.role, Path(folder))
         self._drop(SOUNDNESS_PROBE.name)
         self.suspects.forget()
         self.engines.remake(lambda setup: (replace(setup[0], model_path=folder),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.judge_engines import judge_engines
 from orchestrator.groups.resolved_models import resolve_models
 from orchestrator.groups.stage_roles import training_roles
@@ -48,9 +50,7 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         )
         monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
-        file = folder / "models.yaml"
-        file.write_text(yaml.safe_dump(with_changes(base(folder), changes)))
-        config = load_config(file)
+        config = load_config(written(folder, with_changes(base(folder), changes)))
         with training_roles(config, resolve_models(config, config.model_roles)):
             setups = {role: group.arguments[0][0] for role, group in seen.groups.items()}
         found = {
@@ -60,6 +60,32 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         for group in seen.groups.values():
             group.arguments.clear()
     return found
+
+
+@pytest.mark.parametrize("role", ["actor", "critic", "reference", "reward"])
+def test_a_model_that_is_replaced_while_roles_start_from_it_is_told(
+    role: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = base(folder)
+    model = Path(shutil.copytree(said[role]["model"]["path"], tmp_path / role))
+    config = load_config(written(tmp_path, with_changes(said, {f"{role}.model.path": str(model)})))
+    with stage():
+        monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
+        replacing = [lambda: None, lambda: (model / "config.json").write_text("{}")]
+        monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda *said: replacing[0]())
+        with training_roles(config, resolve_models(config, config.model_roles)):
+            replacing.reverse()
+        with (
+            pytest.raises(TetrarchError, match=rf"^{model} has changed since .* was started from it \(config.json\)"),
+            training_roles(config, resolve_models(config, config.model_roles)),
+        ):
+            raise AssertionError("roles of two models are up")
+
+
+def written(folder: Path, data: dict[str, Any]) -> Path:
+    file = folder / "models.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
 
 
 class Words:

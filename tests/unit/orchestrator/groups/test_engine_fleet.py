@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import WINDOW_S, Recovery
@@ -281,6 +284,46 @@ def test_before_the_first_push_the_folder_has_the_weights() -> None:
     assert made.whole(8, 0).versions.tolist() == [0] * 8
     assert not [line for line in made.engines.log if "push" in line or "connect" in line]
     assert "s with weights of version 0: it died" in made.told[-1]
+
+
+def replaced(folder: Path, name: str) -> None:
+    """As a run writes its model: a new folder takes the place of the old one, here with files of the same size."""
+    new = folder.with_name("new")
+    shutil.copytree(folder, new)
+    (new / name).write_text("other weights")
+    shutil.rmtree(folder)
+    new.rename(folder)
+
+
+def model_folder(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("right weights")
+    return folder
+
+
+def test_an_engine_that_would_come_back_with_another_model_ends_it(tmp_path: Path) -> None:
+    """What the others have answered, and what it would answer, are of two models."""
+    for version in (0, 3):  # weights of version 3 are pushed
+        folder = model_folder(tmp_path / f"model-{version}")
+        made = world(size=2, version=max(version, 1))
+        made.engines.versions.update({0: version, 1: version})
+        made.policy.recovery.folders.note("rollout", folder)
+        (tmp_path / f"served-{version}").hardlink_to(folder / "model.safetensors")
+        made.engines.dies = {1: 1}
+        assert len(made.whole(8, version)) == 8, "a hard link changes nothing"
+        replaced(folder, "model.safetensors")
+        made.engines.dies = {0: 1}
+        if version:
+            assert len(made.whole(8, version)) == 8
+            continue
+        with pytest.raises(
+            TetrarchError, match=rf"^{folder} has changed since rollout was started from it \(config.json, model.safe"
+        ):
+            made.whole(8, version)
+        made.policy.recovery.folders.note("rollout", folder)
+        made.engines.dies = {0: 1}
+        assert len(made.whole(8, version)) == 8, "it may be served from now on"
 
 
 def test_a_restarted_engine_gets_no_prompts_before_the_next_push_which_goes_to_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.spread import Spread, spread, wait_for
 from roles.batch import Sequences
+from tests.unit.orchestrator.groups.test_engine_fleet import model_folder
 
 
 def who(role: str, rank: int = 0) -> Identity:
@@ -132,6 +135,20 @@ def test_other_failures_end_the_run(error: ClusterError) -> None:
     with pytest.raises(ClusterError) as caught:
         wait_for(started(reward), 1.0, recovery_of(reward))
     assert caught.value is error and reward.log == ["map"]
+
+
+def test_a_group_that_would_come_back_with_another_model_ends_it(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "reward")
+    reward, judge = Group("reward", [death("reward")]), Group("judge", [death("judge")])
+    recovery = recovery_of(reward, judge)
+    recovery.folders.note("reward", folder)
+    wait_for(started(reward), 1.0, recovery)
+    (folder / "config.json").unlink()
+    wait_for(started(judge), 1.0, recovery)
+    reward.errors = [death("reward")]
+    with pytest.raises(TetrarchError, match=rf"^{folder} has changed since reward was started from it \(config.json\)"):
+        wait_for(started(reward), 1.0, recovery)
+    assert reward.log.count("restart [0, 1]") == 2, "it is looked at when it has loaded"
 
 
 @pytest.mark.parametrize("allowed", [0, 2])
