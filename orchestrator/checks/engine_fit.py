@@ -5,6 +5,7 @@ A configuration and the facts of the actor's model flow in; nothing flows out, o
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,24 +62,30 @@ def check_planned_engine(config: SamplingConfig) -> None:
         said = read_config(model, "actor.model", Path(config.model_cache))
         facts = ModelFacts("actor.model", model, Path(model.path), said)
         check_cpu_engine(facts, config.rollout.engine.dtype or config.dtype)
+        _check_room_for_a_sample(config, facts)
 
 
 def _check_kv_cache(config: SamplingConfig, actor: ModelFacts) -> None:
-    engine, (longest, _) = config.rollout.engine, longest_sample(config)
-    parallel = tensor_parallel_size(config.placement)
-    ranks = ranks_of(config.placement, ENGINES) * parallel
+    engine = config.rollout.engine
+    ranks = ranks_of(config.placement, ENGINES) * tensor_parallel_size(config.placement)
     total, memory = ranks * engine.kv_cache_gib, psutil.virtual_memory().total / GIB
     if total > memory:
         raise ConfigError(
             f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} for each of {ranks} engine processes is {total:g} "
             f"GiB, but this machine has {memory:.0f} GiB; lower it"
         )
+    _check_room_for_a_sample(config, actor)
+
+
+def _check_room_for_a_sample(config: SamplingConfig, actor: ModelFacts) -> None:
+    """Without a GPU."""
+    engine, (longest, _) = config.rollout.engine, longest_sample(config)
     per_token = actor.kv_bytes_per_token(engine.dtype or config.dtype)
     if per_token is None:
         return
-    needed = longest * per_token / parallel / GIB
+    needed = longest * per_token / tensor_parallel_size(config.placement) / GIB
     if needed > engine.kv_cache_gib:
         raise ConfigError(
-            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens, which "
-            f"needs {needed:.2g} GiB; raise it"
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens; use "
+            f"{math.ceil(100 * needed) / 100:g} or more"
         )

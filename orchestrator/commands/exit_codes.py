@@ -5,11 +5,12 @@ The traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown 
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
@@ -102,7 +103,8 @@ class Outcome:
         if not isinstance(error, (TetrarchError, RoleError, ClusterError)):
             message = f"{type(error).__name__}: {message}"
         typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
-        typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
+        made = _how_to_make(message) if code == CONFIG_WRONG else ()
+        typer.echo("\n".join(f"  {line}" for line in (*message.splitlines(), *made)), err=True)
         if code in (RUN_FAILED, RULE_STOPPED) and self.config is not None:
             with at_most(CLOSING_S, f"writing {DRIVER_LOG}"):
                 self.progress()
@@ -139,6 +141,22 @@ def reported(debug: bool) -> Iterator[Outcome]:
         raise typer.Exit(READER_GONE) from None  # it only printed, and nobody reads on
     except Exception as error:
         report.fail("the run failed", error, RUN_FAILED, debug)
+
+
+def _how_to_make(message: str) -> list[str]:
+    """For each folder of inputs that is missing and named in an error: the command that makes it, from the head of a
+    shipped configuration that reads it."""
+    found: dict[str, str] = {}
+    for folder in dict.fromkeys(re.findall(r"\bruns/inputs/[\w-]+", message)):
+        for file in () if Path(folder).exists() else sorted(Path("configs").glob("*.yaml")):
+            text = ""
+            with suppress(OSError):
+                text = file.read_text(encoding="utf-8", errors="replace")
+            command = re.search(r"^# +(\S*python configs/\S+)$", text, re.MULTILINE)
+            if folder in text and command:
+                found.setdefault(command[1], folder)
+                break
+    return [f"{folder} is made by {command}" for command, folder in found.items()]
 
 
 def _reader_gone() -> bool:

@@ -17,7 +17,7 @@ import typer
 from cluster.role_table import ACTOR, REWARD
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
-from orchestrator.config.loading import served_by
+from orchestrator.config.loading import lacks, served_by
 from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
 from orchestrator.config.role_needs import RoleNames, ppo_roles, reward_roles
 from orchestrator.config.run import RunConfig
@@ -183,8 +183,14 @@ def training_of(file: Path, overrides: Sequence[str], said: str | None, others: 
         return said
     served = served_by(file, overrides)
     found = [command for command in served if command in TRAININGS] or [one for one in served if one in others]
-    if DEFAULT in found or not found:
+    if DEFAULT in found or not served:
         return DEFAULT
+    if not found:
+        missing = ", ".join(lacks(file, DEFAULT, overrides))
+        raise ConfigError(
+            f"{file} is for {' and for '.join(served)}, and for no training ({', '.join(TRAININGS)}); for {DEFAULT} it "
+            f"lacks {missing}. Name another file, or add what is missing"
+        )
     if len(found) > 1:
         raise ConfigError(f"{file} is for {' and for '.join(found)}; say which one: --command {found[0]}")
     return found[0]

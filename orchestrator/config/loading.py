@@ -53,6 +53,12 @@ def served_by(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     return served(_with_overrides(path, overrides))
 
 
+def lacks(path: str | Path, command: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The top-level keys without which the file `path` is not for that command."""
+    data = _with_overrides(path, overrides)
+    return [key for key in required(ROOTS[command]) if data.get(key) is None]
+
+
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:
     """The configuration of a PPO run from plain values. ConfigError with one line for each problem."""
     return validate_root(RunConfig, data, source)

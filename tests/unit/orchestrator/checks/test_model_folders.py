@@ -169,6 +169,19 @@ def test_a_plan_knows_the_heads_that_the_engines_have(world: World) -> None:
     check_planned_engine(world.config)
 
 
+def test_a_plan_knows_a_kv_cache_without_room_for_a_sample_and_how_much_is_enough(world: World) -> None:
+    model_folder(world.policy, num_hidden_layers=10)
+    world.set("prompts.max_tokens", 4000)
+    with pytest.raises(ConfigError, match=r"kv_cache_gib=0.01 does not hold one sample of 4008 tokens; use ") as caught:
+        check_planned_engine(world.config)
+    enough = float(str(caught.value).split("; use ")[1].removesuffix(" or more"))
+    world.set("rollout.engine.kv_cache_gib", round(enough - 0.01, 2))
+    with pytest.raises(ConfigError, match="does not hold one sample"):
+        check_planned_engine(world.config)
+    world.set("rollout.engine.kv_cache_gib", enough)
+    check_planned_engine(world.config)
+
+
 @pytest.mark.parametrize(
     ("files", "fix"),
     [

@@ -58,7 +58,7 @@ def test_absurd_kv_caches(world: World) -> None:
     world.set("rollout.engine.kv_cache_gib", 1e6)
     refused(world, "rollout.engine.kv_cache_gib=1e+06", "this machine has", "lower it")
     world.set("rollout.engine.kv_cache_gib", 1e-6)
-    refused(world, "rollout.engine.kv_cache_gib=1e-06", "one sample of 16 tokens", "raise it")
+    refused(world, "rollout.engine.kv_cache_gib=1e-06", "one sample of 16 tokens", "use 0.01 or more")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "reward", "serve", "serve --reward"])

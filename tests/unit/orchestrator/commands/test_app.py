@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -308,6 +309,25 @@ def test_a_wrong_configuration(file: Path, command: str) -> None:
     assert heading == "error: the configuration is wrong"
     assert any("ppo.epoch: unknown key; did you mean `epochs`?" in line for line in lines)
     assert any("ppo.epochs=0: must be at least 1" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "script"),
+    [("plan", "tiny", "tiny"), ("train", "smoke", "smoke"), ("serve", "serve", "tiny"), ("sft", "sft", "tiny")],
+)
+def test_a_shipped_file_without_its_inputs_says_what_makes_them(
+    command: str, name: str, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    result = tetrarch(command, f"configs/{name}.yaml")
+    assert result.exit_code == 2
+    (told,) = re.findall(r"runs/inputs/\S+ is made by (.+)", result.stderr)
+    assert told == f".venv/bin/python configs/{script}/inputs.py"
+    for folder in ("tiny", "smoke", "smollm2"):
+        (tmp_path / "runs/inputs" / folder).mkdir(parents=True)
+    assert "is made by" not in tetrarch(command, f"configs/{name}.yaml").stderr
 
 
 def test_the_real_door_refuses_before_anything_starts(file: Path, tmp_path: Path) -> None:

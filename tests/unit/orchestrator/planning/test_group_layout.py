@@ -17,6 +17,7 @@ from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
 from orchestrator.planning.planned_layout import PlannedLayout
 
+ROOT = Path(__file__).resolve().parents[4]
 MODEL = "meta-llama/Llama-3.1-8B"
 PARAMETERS, HIDDEN, VOCABULARY = 8_030_261_248, 4096, 128_256
 SFT = {"output": "made/model", "model": {"path": MODEL}, "data": {"path": "rows.jsonl"}, "max_tokens": 1024}
@@ -188,3 +189,21 @@ def test_on_gpus_the_plan_is_checked_before_anything_starts(command: str, key: s
     done = CliRunner().invoke(cli.app, [command, str(file), f"{key}.micro_batch_tokens=1000000"])
     assert done.exit_code == 2 and "see the plan above; change the settings, or say --force" in done.output
     assert "does not exist" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        (
+            "serve",
+            "is for evaluate and for serve, and for no training (train, reward, sft, dpo); for train it lacks steps.",
+        ),
+        (
+            "label",
+            "is for label, and for no training (train, reward, sft, dpo); for train it lacks run_dir, prompts, actor",
+        ),
+    ],
+)
+def test_a_file_for_no_training_is_named_as_what_it_is(name: str, lacking: str) -> None:
+    done = plan(ROOT / f"configs/{name}.yaml")
+    assert done.exit_code == 2 and f"configs/{name}.yaml {lacking}" in " ".join(done.output.split())
