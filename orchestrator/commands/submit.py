@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from cluster.capacity.cards import asking_for_cards
 from cluster.capacity.shortage import check_capacity
 from cluster.errors import ClusterError
 from cluster.placement.plan import plan
@@ -77,10 +78,11 @@ def check_travels(config: BaseConfig, overrides: Sequence[str]) -> None:
 
 
 def check_room(config: BaseConfig, roles: Sequence[RoleNames], jobs: RayJobs) -> None:
-    """PlacementError, naming the shortage, if the cluster's nodes can never hold `roles`, one mapping at a time."""
+    """PlacementError, naming the shortage, if the cluster's nodes can never hold `roles`, one mapping at a time, or
+    have other cards."""
     nodes = jobs.nodes()
     for together in roles:
-        check_capacity(plan(config.placement, role_needs(config, together)), nodes)
+        check_capacity(asking_for_cards(plan(config.placement, role_needs(config, together)), nodes), nodes)
 
 
 def run_job(jobs: RayJobs, config: BaseConfig, submission: Submission) -> int:

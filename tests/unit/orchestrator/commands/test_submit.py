@@ -180,6 +180,16 @@ def test_samples_longer_than_a_model_reads_are_told_before_the_job(
     assert paper.submitted == []
 
 
+def test_a_cluster_of_other_cards_than_the_file_names_is_told_before_the_job(home: Path, paper: PaperCluster) -> None:
+    placement = ON_POOLS[0].replace("gpus_per_node: 1}", "gpus_per_node: 2, accelerator: H100-80GB}")
+    words = ["device=cuda", "dtype=bfloat16", placement, "--force"]
+    paper.having = [Node("big", 64, 2, "A100")]
+    result = submit(home, *words)
+    assert result.exit_code == 2 and "accelerator=H100-80GB, but Ray reports A100 GPUs on node big" in result.stderr
+    paper.having = [Node("big", 64, 2, "H100")]
+    assert submit(home, *words).exit_code == 0 and len(paper.submitted) == 1
+
+
 # Which training
 
 
