@@ -10,7 +10,8 @@ from pathlib import Path
 
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, letter_tokens, question_tokens
-from orchestrator.groups.judge_engines import JudgeFleet, judge_engines
+from orchestrator.groups.judge_engines import FatalQuestion, JudgeFleet, judge_engines
+from orchestrator.groups.question_trials import FATAL
 from orchestrator.groups.recovery import TellUser, untold
 from orchestrator.groups.resolved_models import Models, resolve_models
 from orchestrator.stages.asking import Refusal
@@ -68,9 +69,15 @@ class AskedModel:
             return EngineQuestion(row, token_ids, Reply(1, candidates=every))
         return EngineQuestion(row, token_ids, Reply(question.max_tokens, question.temperature, question.seed % 2**62))
 
-    def _answered(self, questions: dict[int, EngineQuestion]) -> Iterator[tuple[int, JudgeAnswer]]:
+    def _answered(self, questions: dict[int, EngineQuestion]) -> Iterator[tuple[int, JudgeAnswer | Refusal]]:
         for answer in self._ready().answers(list(questions.values())):
-            yield answer.row, self._told(questions[answer.row], answer)
+            if isinstance(answer, FatalQuestion):
+                yield (
+                    answer.row,
+                    Refusal(f"engines fail with it: {FATAL} have, the last one with it alone", lasting=True),
+                )
+            else:
+                yield answer.row, self._told(questions[answer.row], answer)
 
     def _told(self, question: EngineQuestion, answer: EngineAnswer) -> JudgeAnswer:
         letters = None

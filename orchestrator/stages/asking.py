@@ -26,6 +26,8 @@ class Refusal:
     """A question that the judge cannot answer, such as one that is too long for it."""
 
     reason: str
+    lasting: bool = False
+    """Whether it is not to be asked again, by a command that goes on either."""
 
 
 class Judge(Protocol):
@@ -73,6 +75,7 @@ class Asking:
         """An answer to each question; None for a refused one, and for those that were not asked."""
         keys = [question.key(self._name) for question in questions]
         self._reused |= {key for key in keys if key not in self._new and self.file.get(key)}
+        self.refusals |= {key: Refusal(self.file.errors[key]) for key in keys if key in self.file.errors}
         waiting = {key: question for key, question in zip(keys, questions, strict=True) if not self._known(key)}
         while waiting and self.stopped is None:
             self._ask(waiting)
@@ -108,6 +111,8 @@ class Asking:
             self._new.add(key)
             self.asked += 1
             return
+        if answer.lasting:
+            self.file.add_error(key, answer.reason)
         self.refusals[key] = answer
-        if not self.asked and len(self.refusals) >= MOST_REFUSALS:
+        if not self.asked and len(self.refusals.keys() - self.file.errors) >= MOST_REFUSALS:
             self.stopped = f"the judge refuses every question: {answer.reason}"

@@ -191,8 +191,8 @@ HEALING = (
     Fault(
         "questions that a judge's engine answered before it failed are asked again",
         "orchestrator/groups/judge_engines.py",
-        "list(left.values())[place :: len(usable)]",
-        "questions[place :: len(usable)]",
+        "del left[answer.row]",
+        "pass",
         JUDGES,
     ),
     Fault(

@@ -29,6 +29,16 @@ def test_answers_are_there_again(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_a_question_that_cannot_be_answered_is_remembered_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with open_answers(path) as file:
+        file.add_error("2", "engines fail with it")
+        file.add("1", FIRST)
+    with open_answers(path) as file:
+        assert file.errors == {"2": "engines fail with it"} and file.get("2") is None
+        assert (file.get("1"), file.spent.requests) == (FIRST, 1), "nothing is spent on it"
+
+
 @pytest.mark.parametrize("kept", range(1, 40, 7))
 def test_a_line_that_a_crash_has_cut_is_removed(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "answers.jsonl"

@@ -15,7 +15,8 @@ from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.errors import TetrarchError
-from orchestrator.groups.judge_engines import JudgeFleet
+from orchestrator.groups.engine_fleet import BUDGET
+from orchestrator.groups.judge_engines import FatalQuestion, JudgeFleet
 from orchestrator.groups.recovery import Recovery
 from roles.generation.sampling import Reply
 from roles.judge_engine import EngineAnswer, EngineQuestion
@@ -32,6 +33,10 @@ class Engines:
     error: Callable[[Identity], ClusterError] = lambda who: Death(f"{who} died in answers", who=who)
     asked: list[tuple[int, list[int]]] = field(default_factory=list)
     silent: bool = False
+    fatal: frozenset[int] = frozenset()
+    """Questions with which every engine dies."""
+    sick: bool = False
+    """Whether every engine dies with whatever it is asked from now on."""
     role: str = "rollout"
 
     def __post_init__(self) -> None:
@@ -69,6 +74,8 @@ class Engines:
 
     def _answers(self, number: int, share: list[EngineQuestion], most: int) -> Iterator[Any]:
         for question in [] if self.silent else share[:most]:
+            if question.row in self.fatal or self.sick:
+                raise self.error(self.ranks[number].identity)
             yield number, EngineAnswer(question.row, [1], {}, cut=False)
         if most < len(share):
             raise self.error(self.ranks[number].identity)
@@ -90,7 +97,7 @@ def test_what_a_dead_engine_left_is_shared_out_and_told() -> None:
     engines = Engines({1: [1]})
     made, told = fleet(engines)
     assert len(list(made.answers(QUESTIONS))) == 8
-    assert engines.asked == [(0, [0, 2, 4, 6]), (1, [1, 3, 5, 7]), (0, [3, 7]), (1, [5])]
+    assert engines.asked == [(0, [0, 2, 4, 6]), (1, [1, 3, 5, 7]), (0, [3]), (1, [5]), (0, [7]), (1, [])]
     assert told[0] == "rollout rank 1 (node node) is started again: it died in answers"
     assert told[1].startswith("rollout rank 1 (node node) is back") and told[1].endswith("that were moved: 3")
 
@@ -102,6 +109,43 @@ def test_failures_are_counted_and_a_second_deadline_ends_it() -> None:
     late = Engines({0: [0, 0]}, error=lambda who: DeadlineExceeded("rollout.answers did not end within 4 s:", [who]))
     with pytest.raises(DeadlineExceeded, match="second deadline"):
         list(fleet(late)[0].answers(QUESTIONS))
+
+
+def many(count: int) -> list[EngineQuestion]:
+    return [EngineQuestion(row, [row], Reply(1)) for row in range(count)]
+
+
+@pytest.mark.parametrize("fatal", [{0}, {399}, {3, 4, 5}, {7, 100, 101, 250, 399}, {1, 2, 3, 4, 5, 6, 7, 8}])
+def test_questions_that_kill_engines_are_given_up_and_cost_the_command_nothing(fatal: set[int]) -> None:
+    """However many they are: of each, three failures, which are not counted."""
+    engines = Engines(fatal=frozenset(fatal))
+    made, told = fleet(engines)
+    found = list(made.answers(many(400)))
+    given_up = [answer.row for answer in found if isinstance(answer, FatalQuestion)]
+    answered = [answer.row for answer in found if isinstance(answer, EngineAnswer)]
+    assert set(given_up) == fatal and sorted([*answered, *given_up]) == list(range(400))
+    assert len([line for line in told if "is started again" in line]) <= 3 * len(fatal)
+    assert any("given up: " in line and "not counted: " in line for line in told)
+    assert len(engines.asked) < 60 * len(fatal), "most are asked in company"
+    assert not made.recovery._failures[BUDGET], "none is counted"
+
+
+def test_one_question_alone_is_given_up_only_if_the_engines_answer_another() -> None:
+    engines = Engines(fatal=frozenset({5}))
+    made, _ = fleet(engines)
+    assert list(made.answers([QUESTIONS[5]])) == [FatalQuestion(5)]
+    assert [rows for _, rows in engines.asked if rows] == [[5]] * 3 + [[-1]]
+    sick, _ = fleet(Engines(sick=True))
+    with pytest.raises(Death, match="number 7 within an hour"):
+        list(sick.answers([QUESTIONS[5]]))
+
+
+def test_engines_that_die_with_everything_end_it_and_no_question_is_blamed() -> None:
+    made, _ = fleet(Engines(sick=True))
+    found = list[Any]()
+    with pytest.raises(Death, match="number 7 within an hour"):
+        found.extend(made.answers(many(400)))
+    assert not found
 
 
 def test_engines_that_leave_questions_out_are_not_asked_for_ever() -> None:

@@ -15,6 +15,7 @@ from orchestrator.config.labelling import AskingBudgetConfig, LabellingRun
 from orchestrator.config.loading import validate_root
 from orchestrator.data.answer_file import open_answers
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, letter_tokens
+from orchestrator.groups.judge_engines import FatalQuestion
 from orchestrator.groups.resolved_models import Models
 from orchestrator.stages import asked_model
 from orchestrator.stages.asked_model import AskedModel
@@ -121,3 +122,27 @@ def test_a_judge_is_looked_up_once(tmp_path: Path) -> None:
         asking = Asking(judge, file, AskingBudgetConfig(), None)
         assert all(asking.answers([asked(f"q{number}") for number in range(9)]))
     assert (judge.looked_up, asking.asked) == (1, 9)
+
+
+def test_a_question_that_kills_engines_is_asked_by_no_later_command(
+    judge: tuple[AskedModel, Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, engines = judge
+    answers = engines.answers
+
+    def dying(questions: list[EngineQuestion]) -> Iterator[EngineAnswer | FatalQuestion]:
+        fatal = [question for question in questions if "fatal" in WORDS.decode(question.token_ids)]
+        yield from answers([question for question in questions if question not in fatal])
+        yield from (FatalQuestion(question.row) for question in fatal)
+
+    monkeypatch.setattr(engines, "answers", dying)
+    questions = [asked("fatal"), asked("q")]
+    for told in ({}, {"reused": 1}):
+        engines.asked.clear()
+        with open_answers(tmp_path / "answers.jsonl") as file:
+            asking = Asking(model, file, AskingBudgetConfig(), None)
+            found = asking.answers(questions)
+            refusal = asking.refusal(questions[0])
+        assert found[0] is None and found[1] is not None and asking.stopped is None
+        assert refusal is not None and refusal.reason.startswith("engines fail with it: 3 have")
+        assert (len(engines.asked), asking.reused) == (1 - len(told), told.get("reused", 0))
