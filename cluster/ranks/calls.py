@@ -44,8 +44,7 @@ class Call(Generic[T]):
     receipts: list[Any]
     """References to each rank's receipt: None, or its failure."""
     refs: list[Any]
-    """References to each rank's value in the object store; another group's `map` may take them before they are
-    ready."""
+    """References to each rank's value in the object store, which another group's calls may take before it is there."""
 
     @classmethod
     def of(cls, method: str, ranks: Sequence[Rank], answers: Sequence[tuple[Any, Any]]) -> Self:
@@ -60,8 +59,11 @@ class Call(Generic[T]):
 
     def without(self, gone: Collection[Identity]) -> Call[T]:
         """The same call of the other ranks alone."""
-        left = [number for number, rank in enumerate(self.ranks) if rank.identity not in gone]
-        ranks, receipts, refs = ([of[number] for number in left] for of in (self.ranks, self.receipts, self.refs))
+        return self.of_ranks([number for number, rank in enumerate(self.ranks) if rank.identity not in gone])
+
+    def of_ranks(self, numbers: Sequence[int]) -> Call[T]:
+        """The same call of the ranks of these numbers alone."""
+        ranks, receipts, refs = ([of[number] for number in numbers] for of in (self.ranks, self.receipts, self.refs))
         return Call(self.method, ranks, receipts, refs)
 
     def result(self, deadline_s: float, *, since: float | None = None) -> list[T]:
@@ -76,8 +78,7 @@ def stored(values: Sequence[Any]) -> list[Any]:
 
 
 def scattered(rank: Rank, method: str, count: int, arguments: tuple[Any, ...]) -> tuple[Call[None], list[Any]]:
-    """Call `method`, which returns `count` values, on one rank; returns at once: the call, which has no value of its
-    own, and a reference to each value."""
+    """Call `method`, which returns `count` values, on one rank. Returns at once: the call, and a reference to each."""
     asked = CallOrigin(time.time(), usage.caller)
     receipt, *parts = rank.worker.scatter.options(num_returns=1 + count).remote(asked, method, *arguments)
     return Call(method, [rank], [receipt], [receipt]), parts
@@ -153,9 +154,8 @@ class Stream:
         self._pairs: set[Any] = set()
 
     def begin(self, key: Any, rank: Rank, method: str, arguments: tuple[Any, ...], *, pairs: bool = False) -> None:
-        """Call `method` on a rank; it starts when the rank's earlier calls have ended. A method that is no generator
-        yields its one answer. `pairs`: after each value comes one that stays where it is; both are one item, (value,
-        reference)."""
+        """Call `method` on a rank; it starts when earlier calls have ended. A method that is no generator yields one
+        answer. `pairs`: after each value comes one that stays where it is; both are an item, (value, reference)."""
         self._until = time.monotonic() + self._deadline_s
         asked = CallOrigin(time.time(), usage.caller)
         items = rank.worker.stream.options(num_returns="streaming").remote(asked, method, *arguments)

@@ -141,19 +141,20 @@ class Policy:
         (`KeptPart`); None: equal shares, and the responses (`Rollouts`)."""
         self._wake("weights", "kv_cache")
         stay, ranges = ranges is not None, ranges or contiguous(len(prompts), len(self.engines))
-        shares, self.made_by = prompts.split(ranges), [-1] * len(prompts)
+        shares, self.made_by = self._asked(prompts).split(ranges), [-1] * len(prompts)
         running = self.engines.streaming(self.deadlines.generate_s)
 
         def begin(assignments: list[Assignment]) -> list[Assignment]:
             for given in assignments:
                 given.rank = self.engines.ranks[given.engine]
-                asked = self._asked(shares[given.share].select(given.rows))
+                share = shares[given.share]
+                asked = share if len(given.rows) == len(share) else share.select(given.rows)
                 running.begin(given, given.engine, method, asked, version, *common, pairs=stay)
             return assignments
 
         assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))
-        unanswered = Unanswered()
-        while any(given.left for given in assignments):
+        unanswered, answered = Unanswered(), 0
+        while answered < len(prompts):
             try:
                 found = next(running, None)
             except ClusterError as error:
@@ -161,20 +162,21 @@ class Policy:
                 try:
                     self.fleet.fence(error)
                 except ClusterError as last:
-                    last.args = (f"{last}{unanswered.told(lambda share, row: shares[share].texts[row])}",)
+                    told = unanswered.told(lambda share, row: prompts.texts[ranges[share].start + row])
+                    last.args = (f"{last}{told}",)
                     raise
                 assignments += begin(self._taken_over(assignments, version, unit))
                 continue
             if found is None:
-                left = sum(len(given.left) for given in assignments)
-                raise TetrarchError(f"the engines ended without an answer to {left} prompts")
+                raise TetrarchError(f"the engines ended without an answer to {len(prompts) - answered} prompts")
             given, answer = found
             first, part = _part(answer)
             _check_version(part, version)
             rows = given.answered(first, len(part))
+            answered += len(rows)
             start = ranges[given.share].start + rows[0]
             self.made_by[start : start + len(rows)] = [given.engine] * len(rows)
-            yield (given.share, rows[0]), self._whole(part, shares[given.share].select(rows))
+            yield (given.share, rows[0]), self._whole(part, prompts, range(start, start + len(rows)))
 
     def _taken_over(self, assignments: list[Assignment], version: int, unit: int | None) -> list[Assignment]:
         """New assignments for the unanswered rows of engines that have been replaced, which `assignments` loses."""
@@ -199,11 +201,13 @@ class Policy:
         """The fields of `prompts` that the engines read."""
         return prompts if self.environment else replace(prompts, texts=[""] * len(prompts), columns={})
 
-    def _whole(self, rollouts: Rollouts | KeptPart, prompts: Prompts) -> Rollouts | KeptPart:
-        """The responses to `prompts`, with the fields that the engines were not sent, where they are at hand."""
+    def _whole(self, rollouts: Rollouts | KeptPart, prompts: Prompts, rows: range) -> Rollouts | KeptPart:
+        """The responses to these rows of `prompts`, with the fields that the engines were not sent, where they are at
+        hand."""
         if self.environment or isinstance(rollouts, KeptPart):
             return rollouts
-        return replace(rollouts, prompts=prompts.texts, columns=prompts.columns)
+        own = prompts.select(rows)
+        return replace(rollouts, prompts=own.texts, columns=own.columns)
 
     def connect(self, actor: RoleGroup[Actor]) -> None:
         """Let the actor meet the engines, before the first push."""

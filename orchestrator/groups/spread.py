@@ -55,6 +55,11 @@ class Spread:
         """Start the method on every rank once more."""
         self.call = self.group.map(self.method, self.given)
 
+    def of_ranks(self, ranks: range) -> Spread:
+        """The same call of some ranks, whose rows are counted by themselves."""
+        own = slice(ranks.start, ranks.stop)
+        return Spread(self.group, self.method, self.parts[own], self.given[own], self.call.of_ranks(ranks))
+
     def result(self, deadline_s: float) -> Tensor:
         """Of a method with one number per row: float32 `[batch]`, in the order of the batch."""
         found = [answer.scores if isinstance(answer, RowScores) else answer for answer in self.call.result(deadline_s)]

@@ -6,8 +6,8 @@ store. The driver has lengths, scores and other small numbers of each row.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -15,27 +15,25 @@ from torch import Tensor
 
 from cluster.ranks.calls import Call
 from cluster.ranks.role_group import RoleGroup
-from cluster.role_table import ROLES
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.config.scores import MaskTruncated
 from orchestrator.data.demonstrations import PtxSource
 from orchestrator.groups.canary import EngineGap, SeenSamples, seen_rows, some_of_each
-from orchestrator.groups.kept_rows import KeeperRows, KeptRows, keeper_rows
-from orchestrator.groups.reward import Scores
-from orchestrator.groups.scoring import Roles, class_of
-from orchestrator.groups.spread import Spread, wait_for
-from orchestrator.ppo.mini_batches import ShareRows, planned_rows, pretraining_shares, schedule_of, share_rows
-from orchestrator.ppo.row_shard import RowShard, ScoringPass
+from orchestrator.groups.kept_rows import KeeperRows, keeper_rows
+from orchestrator.groups.scoring import Roles
+from orchestrator.groups.spread import wait_for
+from orchestrator.ppo.kept_scoring import KeptScoring, ranks_of_keepers
+from orchestrator.ppo.mini_batches import Home, ShareRows, planned_rows, pretraining_shares, schedule_of, share_rows
+from orchestrator.ppo.row_shard import RowShard
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.state import TrainState
 from orchestrator.ppo.stats import RowFacts, TokenCounts, named_numbers
 from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
-from roles.batch import Prompts, Rollouts, Scored, Sequences
+from roles.batch import Prompts, Scored
 from roles.config.rollout import RolloutConfig
 from roles.critic import Critic, CriticStats
-from roles.packing import balance
 from roles.rollout_facts import RolloutFacts
 
 T = TypeVar("T")
@@ -114,13 +112,21 @@ class KeptBatch:
         cut = ~self.rollouts.finished if isinstance(ppo.truncated, MaskTruncated) else torch.zeros(len(self)).bool()
         lengths, learned = self.rollouts.sizes.tolist(), (~cut).tolist()
         schedule = schedule_of(ppo, seed)
-        actor = share_rows(lengths, learned, ranks=len(roles.actor), **schedule)
-        critic = share_rows(lengths, learned, ranks=len(roles.critic), **schedule) if roles.critic else []
+        actor, critic = (
+            share_rows(lengths, learned, ranks=len(group), homes=self._homes(len(group)), **schedule) if group else []
+            for group in (roles.actor, roles.critic)
+        )
         trained = planned_rows(actor, learned, ppo.epochs)
         shares = KeptShares(actor, critic, trained & planned_rows(critic, learned, ppo.epochs) if critic else trained)
+        actors, critics = (ranks_of_keepers(len(own), self.rows) for own in (actor, critic))
         for number, own in enumerate(self.rows):
-            shares.cut(self.keepers, number, own.rows)
+            shares.cut(self.keepers, number, own.rows, actors[number], critics[number])
         return shares
+
+    def _homes(self, ranks: int) -> list[Home]:
+        """The ranks of a group that learn from each keeper's rows, where it is not all of them."""
+        own = ranks_of_keepers(ranks, self.rows)
+        return [] if own[0] == own[-1] else [Home(one.rows, part) for one, part in zip(self.rows, own, strict=True)]
 
 
 @dataclass(slots=True)
@@ -144,14 +150,13 @@ class KeptShares:
         """Whether there is an optimizer step: those of all ranks, and of the critic, have the same rows."""
         return bool(self.actor[0].steps)
 
-    def cut(self, keepers: RoleGroup[RowShard], number: int, rows: range) -> None:
-        """Have a keeper, which has the batch's `rows`, cut what each rank needs of them."""
-        places = list[list[Any]]()
-        wanted: list[list[list[int]]] = []
-        for shares, found in ((self.actor, self.of_actor), (self.critic, self.of_critic)):
-            own = [within(share.rows, rows) for share in shares]
-            wanted.append([part for part in own if part])
-            places += [place for place, part in zip(found, own, strict=True) if part]
+    def cut(self, keepers: RoleGroup[RowShard], number: int, rows: range, actors: range, critics: range) -> None:
+        """Have a keeper, which has the batch's `rows`, cut what each of these ranks needs of them."""
+        places, wanted = list[list[Any]](), list[list[list[int]]]()
+        for shares, found, ranks in ((self.actor, self.of_actor, actors), (self.critic, self.of_critic, critics)):
+            own = {rank: within(shares[rank].rows, rows) for rank in ranks}
+            wanted.append([part for part in own.values() if part])
+            places += [found[rank] for rank, part in own.items() if part]
         if places:
             _, made = keepers.scatter(number, RowShard.share, len(places), *wanted)
             for place, reference in zip(places, made, strict=True):
@@ -175,17 +180,6 @@ class KeptShares:
         return actor.map_each(Actor.update_from, [(share.steps, own, coefficient, *rows) for share, own, rows in each])
 
 
-@dataclass(frozen=True, slots=True)
-class KeptScoring:
-    """The running scoring passes over the rows of one keeper."""
-
-    rows: range
-    facts: RolloutFacts
-    answers: Mapping[str, Spread]
-    """Field of Scored → the pass that computes it."""
-    scores: Scores
-
-
 def kept_batch(
     roles: Roles, keepers: RoleGroup[RowShard], prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock
 ) -> KeptBatch:
@@ -193,17 +187,15 @@ def kept_batch(
     each, deadline_s = config.rollout.responses_per_prompt, config.deadlines.score_s
     engines, kept = len(roles.policy.engines), len(keepers)
     rows = keeper_rows(len(prompts) // each, each, engines=engines, keepers=kept)
-    texts = prompts if not roles.policy.environment else None
+    scoring = KeptScoring(roles, keepers, rows, prompts)
     with clock("generate"):
-        answered = roles.policy.stream_kept(prompts, rows, version=state.version)
-        running = {own.keeper: start_kept(roles, keepers, own, rows[own.keeper].rows, texts) for own in answered}
-    scorings = [running[number] for number in range(kept)]
+        for own in roles.policy.stream_kept(prompts, rows, version=state.version):
+            scoring.start(own)
     with clock("score"):
-        wait_for([own for scoring in scorings for own in spreads_of(scoring)], deadline_s, roles.policy.recovery)
-        facts = filled(keepers, scorings, prompts, deadline_s)
-        whole = RolloutFacts.concatenate([scoring.facts for scoring in scorings])
-        nothing = KeptGaps({})
-        batch = KeptBatch(keepers, rows, deadline_s, list(state.prompts.drawn), whole, facts, nothing)
+        wait_for(scoring.spreads, deadline_s, roles.policy.recovery)
+        facts = filled(scoring, deadline_s)
+        whole = RolloutFacts.concatenate([scoring.facts[keeper] for keeper in range(kept)])
+        batch = KeptBatch(keepers, rows, deadline_s, list(state.prompts.drawn), whole, facts, KeptGaps({}))
         if config.canary.enabled:
             batch.seen = seen_of(batch, roles, config)
     return batch
@@ -223,61 +215,22 @@ def seen_of(batch: KeptBatch, roles: Roles, config: RunConfig) -> SeenSamples:
     return KeptGaps({engine: EngineGap.of(gaps) for engine, gaps in found.items()})
 
 
-def start_kept(
-    roles: Roles, keepers: RoleGroup[RowShard], kept: KeptRows, rows: range, texts: Prompts | None
-) -> KeptScoring:
-    """Give a keeper its rows, and start the scoring passes over them; returns at once."""
-    facts = RolloutFacts.concatenate([part.facts for part in kept.parts])
-    passes: dict[str, tuple[RoleGroup[Any], Callable[..., Any], Callable[[Rollouts], Any]]] = {
-        role: (group, getattr(class_of(role), ROLES[role].scored_by), Sequences.of)
-        for role, group in roles.models.items()
-    }
-    members = roles.reward.members
-    passes |= {role: (member.group, member.method, member.reads) for role, member in members.items()}
-    asked: list[ScoringPass] = []
-    places: dict[str, int] = {}
-    for role, (group, _, reads) in passes.items():
-        same = [at for at, own in enumerate(asked) if own.reads == reads and len(own.parts) == len(group)]
-        places[role] = same[0] if same else len(asked)
-        if not same:
-            asked.append(ScoringPass(reads, balance(facts.sizes.tolist(), len(group))))
-    own = replace(texts.select(rows), token_ids=[[]] * len(rows)) if texts is not None else None
-    count, parts = sum(len(one.parts) for one in asked), [part.rollouts for part in kept.parts]
-    _, shares = keepers.scatter(kept.keeper, RowShard.take, count, rows.start, own, asked, *parts)
-    edges = [sum(len(one.parts) for one in asked[:at]) for at in range(len(asked) + 1)]
-    started = {
-        role: Spread.start(group, method, asked[at].parts, shares[edges[at] : edges[at + 1]])
-        for (role, (group, method, _)), at in zip(passes.items(), places.values(), strict=True)
-    }
-    answers = {ROLES[role].fills: started[role] for role in roles.models}
-    scores = Scores({role: started[role] for role in members}, roles.reward.how, facts.paid)
-    return KeptScoring(rows, facts, answers, scores)
-
-
-def spreads_of(scoring: KeptScoring) -> list[Spread]:
-    """All calls to wait for."""
-    return [*scoring.answers.values(), *scoring.scores.spreads]
-
-
-def filled(
-    keepers: RoleGroup[RowShard], scorings: Sequence[KeptScoring], prompts: Prompts, deadline_s: float
-) -> RowFacts:
+def filled(scoring: KeptScoring, deadline_s: float) -> RowFacts:
     """Give the keepers what the passes over their rows have computed; the facts of all rows."""
     given, scores, apart, numbers = [], [], [], []
-    for scoring in scorings:
-        own, disagreement = scoring.scores.result(deadline_s)
-        named = scoring.scores.named(deadline_s)
-        parts = {name: answer.parts for name, answer in scoring.answers.items()}
-        references = [ref for answer in scoring.answers.values() for ref in answer.call.refs]
+    for keeper in range(len(scoring.rows)):
+        own, disagreement = scoring.scores(keeper).result(deadline_s)
+        named, answers = scoring.scores(keeper).named(deadline_s), scoring.answers(keeper)
+        parts = {name: answer.parts for name, answer in answers.items()}
+        references = [ref for answer in answers.values() for ref in answer.call.refs]
         given.append((own, disagreement, named, parts, *references))
         scores.append(own)
         apart.append(disagreement)
-        numbers += [counted | said for counted, said in zip(scoring.facts.counted, named, strict=True)]
-    keepers.map_each(RowShard.fill, given).result(deadline_s)
-    generated, finished = (
-        torch.cat([getattr(scoring.facts, name) for scoring in scorings]) for name in ("generated", "finished")
-    )
-    named_rows = named_numbers(numbers, prompts.texts)
+        numbers += [counted | said for counted, said in zip(scoring.facts[keeper].counted, named, strict=True)]
+    scoring.keepers.map_each(RowShard.fill, given).result(deadline_s)
+    every = [scoring.facts[keeper] for keeper in range(len(scoring.rows))]
+    generated, finished = (torch.cat([getattr(facts, name) for facts in every]) for name in ("generated", "finished"))
+    named_rows = named_numbers(numbers, scoring.prompts.texts)
     return RowFacts(generated, finished, torch.cat(scores), torch.cat(apart), named_rows)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +15,13 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.data.demonstrations import PtxSource
 from roles.packing import balance
 from roles.shares import ActorExperience, Demonstrations, E, RankShare
+
+
+class Home(NamedTuple):
+    """Rows of the batch, and the ranks that train on them."""
+
+    rows: range
+    ranks: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +34,28 @@ class ShareRows:
     """For each optimizer step, positions in `rows`."""
 
 
-def schedule_of(ppo: PpoConfig, seed: int) -> dict[str, int]:
+def schedule_of(ppo: PpoConfig, seed: int) -> dict[str, Any]:
     """Arguments of `share_out` and `share_rows`, all but the ranks."""
     return {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": seed}
 
 
 def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
     """The share of each rank. A row that a rank trains on in several epochs is in its share once."""
-    schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
+    schedule: dict[str, Any] = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
     learned = experience.response_mask.any(1).tolist()
     planned = share_rows(experience.lengths.tolist(), learned, **schedule)
     return [RankShare(experience.select(own.rows), own.steps) for own in planned]
 
 
 def share_rows(
-    lengths: Sequence[int], learned: Sequence[bool], *, epochs: int, mini_batches: int, seed: int, ranks: int
+    lengths: Sequence[int],
+    learned: Sequence[bool],
+    *,
+    epochs: int,
+    mini_batches: int,
+    seed: int,
+    ranks: int,
+    homes: Sequence[Home] = (),
 ) -> list[ShareRows]:
     """The rows of each rank's share.
 
@@ -48,14 +64,16 @@ def share_rows(
     Args:
         lengths: tokens of each row.
         learned: whether each row has a trained token.
+        homes: see `optimizer_steps`.
     """
-    planned = optimizer_steps(lengths, epochs=epochs, mini_batches=mini_batches, seed=seed, ranks=ranks)
+    schedule: dict[str, Any] = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
+    planned = optimizer_steps(lengths, **schedule, homes=homes)
     taught = [any(learned[row] for rows in step for row in rows) for step in zip(*planned, strict=True)]
     return [_positions(list(compress(steps, taught))) for steps in planned]
 
 
 def optimizer_steps(
-    lengths: Sequence[int], *, epochs: int, mini_batches: int, seed: int, ranks: int
+    lengths: Sequence[int], *, epochs: int, mini_batches: int, seed: int, ranks: int, homes: Sequence[Home] = ()
 ) -> list[list[list[int]]]:
     """Rows of the batch that each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
 
@@ -64,6 +82,7 @@ def optimizer_steps(
 
     Args:
         lengths: tokens of each row.
+        homes: rows that only some ranks train on, of all rows and ranks; none: all ranks on any row.
 
     Raises:
         ValueError: the rows do not divide into mini-batches, or a mini-batch has fewer rows than there are ranks.
@@ -83,8 +102,10 @@ def optimizer_steps(
         order = torch.randperm(rows, generator=generator).tolist()
         for first in range(0, rows, size):
             step = sorted(order[first : first + size])
-            for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
-                shares[rank].append([step[place] for place in part])
+            for home in homes or [Home(range(rows), range(ranks))]:
+                own = step[bisect_left(step, home.rows.start) : bisect_left(step, home.rows.stop)]
+                for rank, part in zip(home.ranks, balance([lengths[row] for row in own], len(home.ranks)), strict=True):
+                    shares[rank].append([own[place] for place in part])
     return shares
 
 

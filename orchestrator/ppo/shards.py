@@ -66,7 +66,7 @@ def make_experience(
         NotFinite: a score, value or log-probability is not finite.
     """
     sizes = list(shards.sizes)
-    found = shards.map(RowShard.reward, scores.split(sizes), terms)
+    found = shards.map(RowShard.reward, [own.clone() for own in scores.split(sizes)], terms)  # a view is sent whole
     for wrong in found:
         if isinstance(wrong, NotFinite):
             raise wrong

@@ -302,6 +302,20 @@ FAULTS = (
         "tests/unit/orchestrator/ppo/test_shards.py",
     ),
     Fault(
+        "a keeper cuts another's rows for the ranks",
+        "orchestrator/ppo/kept_batch.py",
+        "return [row - own.start for row in rows[",
+        "return [(row - own.start) // 2 for row in rows[",
+        "tests/unit/orchestrator/ppo/test_kept_batch.py",
+    ),
+    Fault(
+        "what ranks answer goes to another keeper",
+        "orchestrator/ppo/kept_scoring.py",
+        "return self._running[role, None].of_ranks(self._passes[role].ranks[keeper])",
+        "return self._running[role, None].of_ranks(self._passes[role].ranks[-1 - keeper])",
+        "tests/unit/orchestrator/ppo/test_kept_batch.py",
+    ),
+    Fault(
         "normalised values read as plain ones",
         "orchestrator/ppo/row_shard.py",
         "else scale.restored(self._scored.values)",

@@ -131,7 +131,9 @@ def test_trl_takes_the_steps_that_are_asked_for(tmp_path: Path) -> None:
 
 def test_the_benchmark_of_the_bytes_through_the_driver(shown: Callable[..., list[list[str]]]) -> None:
     """Two tiny steps."""
-    heading, *calls, together, both = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--steps", 2)
+    heading, *calls, together, both, each, memory = shown(
+        driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--steps", 2
+    )
     assert heading[:3] == ["call", "sent", "MB"]
     assert [call for call, *_ in calls] == [
         "rollout.stream",
@@ -139,6 +141,19 @@ def test_the_benchmark_of_the_bytes_through_the_driver(shown: Callable[..., list
         *("critic.update", "actor.update", "actor.push"),
     ]
     assert sum(numbers(together)) == pytest.approx(numbers(both)[0], abs=0.002)
+    assert numbers(each)[0] == pytest.approx(numbers(both)[0] * 1e6 / 4, rel=0.2) and memory[0] == "most"
+
+
+def test_with_keepers_the_driver_sees_no_rows(shown: Callable[..., list[list[str]]]) -> None:
+    """Eight responses to each prompt of 250 tokens: what the driver is told of one does not grow with its length."""
+    size = ("--rows", 256, "--tokens", 1000, "--ranks", 2, "--responses", 8)
+    told = {}
+    for keepers in (0, 2):
+        _, *lines = shown(driver_bytes, *size, "--keepers", keepers)
+        told[keepers] = {line[0]: float(line[-2]) for line in lines if line[-1] == "bytes"}["of"]
+        calls = [line[0] for line in lines if "." in line[0]]
+        assert ("keeper.share" in calls) == ("actor.update_from" in calls) == bool(keepers)
+    assert told[2] < 1000 and told[0] > 30_000
 
 
 def test_the_seconds_of_the_driver_are_told(
@@ -149,7 +164,7 @@ def test_the_seconds_of_the_driver_are_told(
         init=lambda address, **options: None, put=lambda value: kept.append(value), get=lambda reference: None
     )
     monkeypatch.setattr(driver_bytes, "ray", store)
-    *_, compute, put, get = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--store")
+    *_, compute, put, get, _ = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--store")
     assert [line[0] for line in (compute, put, get)] == ["compute", "put", "get"]
     assert all(float(line[1]) >= 0 for line in (compute, put, get)) and len(kept) > 2 * 8
 

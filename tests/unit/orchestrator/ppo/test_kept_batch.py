@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import orchestrator.groups.spread
+import orchestrator.ppo.kept_scoring
 import orchestrator.ppo.step
 from cluster.config import Deadlines
 from orchestrator.config.canary import CanaryConfig
@@ -145,6 +146,9 @@ class Referenced(Answers):
     def refs(self) -> list[Any]:
         return self.values
 
+    def of_ranks(self, numbers: Any) -> Referenced:
+        return Referenced([self.values[number] for number in numbers])
+
 
 @dataclass
 class Stream:
@@ -241,27 +245,47 @@ KEYS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("keys", KEYS, ids=str)
+@pytest.mark.parametrize("few", [False, True], ids=["all ranks for each keeper", "each keeper has ranks"])
 @pytest.mark.parametrize("keepers", [1, 2, 3])
-def test_ranks_learn_from_the_same_rows_in_the_same_steps(keepers: int, keys: dict[str, Any]) -> None:
+def test_ranks_learn_from_the_same_rows_in_the_same_steps(
+    keepers: int, few: bool, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.ppo.kept_scoring, "ROWS_OF_A_RANK", 4 if few else 1)
     plain, ranks = step(0, **keys)
     result, theirs = step(keepers, **keys)
     assert isinstance(result.batch, KeptBatch) and result.trained == plain.trained
     assert step_metrics(result) == pytest.approx(step_metrics(plain), rel=1e-6)
     assert theirs["line"] == ranks["line"]
     assert result.batch.some([9, 2]).rollouts.responses == plain.own.some([9, 2]).rollouts.responses
-    for role in ("actor", "critic"):
-        assert len(theirs[role].learned) == len(ranks[role].learned)
-        for share, own in zip(theirs[role].learned, ranks[role].learned, strict=True):
-            assert share.steps == own.steps
-            read = torch.arange(own.experience.token_ids.shape[1]) < own.experience.lengths[:, None]
-            for name in (f.name for f in fields(own.experience)):
-                mine, wanted = getattr(share.experience, name), getattr(own.experience, name)
-                if wanted.dim() == 2:
-                    mine, wanted = mine[read], wanted[read]
-                if keepers == 1:
-                    assert torch.equal(mine, wanted), name
-                else:
-                    torch.testing.assert_close(mine, wanted, atol=1e-6, rtol=1e-5)
+    for role in ("actor", "critic") if plain.critic else ("actor",):
+        own_ranks = few and 1 < keepers <= len(ranks[role])
+        assert theirs[role].asked.count("logprobs" if role == "actor" else "values") == (1 if own_ranks else keepers)
+        mine, wanted = learned(theirs[role].learned), learned(ranks[role].learned)
+        assert [list(step) for step in mine] == [list(step) for step in wanted], "the same rows in each optimizer step"
+        assert own_ranks or [share.steps for share in theirs[role].learned] == [
+            share.steps for share in ranks[role].learned
+        ]
+        for of_step, theirs_of_step in zip(wanted, mine, strict=True):
+            for row, numbers in of_step.items():
+                for name, values in numbers.items():
+                    found = theirs_of_step[row][name]
+                    assert found == values if keepers == 1 else found == pytest.approx(values, rel=1e-5, abs=1e-6), name
+
+
+def learned(shares: list[RankShare[Any]]) -> list[dict[int, dict[str, list[float]]]]:
+    """Of each optimizer step, of each row of the batch that some rank learns from in it, all that it is told."""
+    found: list[dict[int, dict[str, list[float]]]] = [{} for _ in shares[0].steps]
+    for share in shares:
+        rows, lengths = share.experience.rows.tolist(), share.experience.lengths.tolist()
+        for told, places in zip(found, share.steps, strict=True):
+            for place in places:
+                assert rows[place] not in told
+                told[rows[place]] = {
+                    f.name: getattr(share.experience, f.name)[place][: lengths[place]].tolist()
+                    for f in fields(share.experience)
+                    if getattr(share.experience, f.name).dim() == 2
+                }
+    return [dict(sorted(told.items())) for told in found]
 
 
 def test_rows_go_once_to_ranks_that_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +298,7 @@ def test_rows_go_once_to_ranks_that_score_the_same(monkeypatch: pytest.MonkeyPat
         return made
 
     monkeypatch.setattr(RowShard, "take", take)
+    monkeypatch.setattr(orchestrator.ppo.kept_scoring, "ROWS_OF_A_RANK", 1)
     _, ranks = step(2)
     # two ranks of actor and reference share two batches, three of critic and reward model three; texts go to two more
     assert taken == [2 + 3 + 2] * 2
