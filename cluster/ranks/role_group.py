@@ -95,6 +95,10 @@ class RoleGroup(Generic[R]):
         self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]
         return started
 
+    def end(self, numbers: Collection[int]) -> None:
+        """End the ranks of these numbers, whatever they do, and wait for that; from any thread. None is replaced."""
+        _stop([self.ranks[number] for number in numbers])
+
     def remake(self, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
         """Change the arguments with which ranks are built that are started again."""
         self._making = replace(self._making, arguments=[change(own) for own in self._making.arguments])

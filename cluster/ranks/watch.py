@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Watch:
     ones, or only the ones in `only`."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._ranks: list[Rank] = []
         self._replaceable: set[Rank] = set()
         self._only: Sequence[Rank] | None = None
@@ -52,15 +54,17 @@ class Watch:
 
     def add(self, ranks: Sequence[Rank], *, replaceable: bool = False) -> None:
         """Add ranks that are started."""
-        self._ranks += ranks
-        if replaceable:
-            self._replaceable.update(ranks)
+        with self._lock:
+            self._ranks += ranks
+            if replaceable:
+                self._replaceable.update(ranks)
 
     def remove(self, ranks: Sequence[Rank]) -> None:
         """Remove ranks before they are stopped, so that their end does not count as a death. Unknown ranks are
         ignored."""
-        self._ranks = [rank for rank in self._ranks if rank not in ranks]
-        self._replaceable.difference_update(ranks)
+        with self._lock:
+            self._ranks = [rank for rank in self._ranks if rank not in ranks]
+            self._replaceable.difference_update(ranks)
 
     @contextmanager
     def only(self, ranks: Sequence[Rank]) -> Iterator[None]:

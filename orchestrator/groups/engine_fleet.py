@@ -66,6 +66,8 @@ class EngineFleet:
         """Number of an engine → its restart, until it is built."""
         self._fresh: dict[int, Restart] = {}
         """The same of engines that are built and still have the weights of the model's folder."""
+        self.ending = set[int]()
+        """Engines that are being ended elsewhere, and are no more to be asked; `fence` is told of them then."""
         self._connected: Sequence[Any] = group.ranks
         """The ranks to which the actor's weights are sent."""
 
@@ -131,11 +133,11 @@ class EngineFleet:
         self._recovery.count("healing/prompts_moved", prompts)
 
     def _up(self) -> list[int]:
-        return [number for number in range(len(self._group)) if number not in self._down]
+        return [number for number in range(len(self._group)) if number not in self._down.keys() | self.ending]
 
     def _behind(self, version: int) -> set[int]:
         """Engines that do not have the weights of `version`; version 0 is in the folder."""
-        return {*self._down, *(self._fresh if version else ())}
+        return {*self._down, *self.ending, *(self._fresh if version else ())}
 
     def _fence_the_dead(self) -> None:
         """Find the engines that have died while nobody called them."""

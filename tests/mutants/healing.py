@@ -16,7 +16,7 @@ HEALING = (
     Fault(
         "a restarted engine samples from the weights of the folder",
         "orchestrator/groups/engine_fleet.py",
-        "return {*self._down, *(self._fresh if version else ())}",
+        "return {*self._down, *self.ending, *(self._fresh if version else ())}",
         "return set(self._down)",
         FLEET,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,22 +80,34 @@ class Engines:
     folder: str = "first"
     open_rounds: bool = False
     """Whether no round is over."""
+    dead: set[int] = field(default_factory=set)
+    """Engines that have died and were not noticed."""
+    may_end: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, an engine that is to end does not."""
     deadly: dict[str, int] = field(default_factory=dict)
     """Prompt → number of tokens of its response when the engine dies."""
 
     def __post_init__(self) -> None:
+        self.may_end.set()
         self.ranks = [Rank(Identity("rollout", n, "node", "log"), self.folder) for n in range(self.size)]
 
     def __len__(self) -> int:
         return self.size
 
     def check_alive(self, numbers: list[int]) -> None:
-        pass
+        for number in self.dead & set(numbers):
+            who = self.ranks[number].identity
+            raise Death(f"{who} died in a call that nobody waits for: signal 9", who=who)
+
+    def end(self, numbers: list[int]) -> None:
+        self.log.append(f"end {numbers}")
+        assert self.may_end.wait(60)
 
     def restart(self, numbers: list[int]) -> Any:
         for number in numbers:
             self.log.append(f"restart {number} from {self.folder}")
             old = self.ranks[number].identity
+            self.dead.discard(number)
             self.ranks[number] = Rank(replace(old, life=old.life + 1), self.folder)
         return Answer(hangs=self.slow)
 
@@ -149,6 +163,13 @@ class World:
             self.texts.setdefault(new.name, []).extend(new.token_ids)
             if new.finish:
                 self.ends[new.name] = new.finish
+
+    def turn_until(self, done: Callable[[], bool]) -> None:
+        """An engine that hangs is ended in another thread."""
+        end = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < end
+            self.turn()
 
 
 def world(allowed: int = 6, stall_s: float = LONG_S, **engines: Any) -> World:

@@ -43,9 +43,39 @@ def test_others_go_on_while_an_engine_hangs_until_it_is_started_again() -> None:
         made.turn()
     assert made.texts == {"a": WHOLE} and not made.told
     made.policy.stall_s = NOW_S
-    for _ in range(5):
-        made.turn()
-    assert made.texts["b"] == WHOLE and "it was late: rollout.advance did not end within 60 s" in made.told[0]
+    made.turn_until(lambda: made.texts.get("b") == WHOLE)
+    assert "it was late: rollout.advance did not end within 60 s" in made.told[0]
+
+
+def test_others_go_on_while_an_engine_that_hangs_is_ended_which_takes_seconds() -> None:
+    made = world(size=3)
+    made.engines.fails[1] = [hangs]
+    made.engines.may_end.clear()
+    made.turn("a", "b", "c")
+    made.policy.stall_s = NOW_S
+    for names in ([], ["d", "e", "f"], [], [], [], []):
+        made.turn(*names)
+    assert made.texts == dict.fromkeys("acdef", WHOLE) and not made.told
+    made.engines.dead = {1}  # as it is ended: that is no failure of its own
+    made.turn()
+    assert made.engines.log == ["end [1]"]
+    made.engines.may_end.set()
+    made.turn_until(lambda: "b" in made.ends)
+    assert made.texts["b"] == WHOLE and made.engines.log[:2] == ["end [1]", "restart 1 from first"]
+    assert len(made.told) == 2 and "it was late: rollout.advance did not end within 60 s" in made.told[0]
+
+
+def test_the_last_engine_that_hangs_is_waited_for() -> None:
+    """Nobody could go on meanwhile."""
+    made = world(size=2, stall_s=NOW_S)
+    made.engines.fails = {0: [hangs], 1: [hangs]}
+    made.engines.may_end.clear()
+    made.turn("a", "b")
+    made.turn()
+    assert made.engines.log[:2] == ["end [0]", "restart 1 from first"]
+    made.engines.may_end.set()
+    made.turn_until(lambda: made.ends.keys() == set("ab"))
+    assert made.texts == dict.fromkeys("ab", WHOLE)
 
 
 def test_the_only_engine_is_waited_for() -> None:
