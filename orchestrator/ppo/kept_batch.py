@@ -6,7 +6,7 @@ store. The driver has lengths, scores and other small numbers of each row.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -110,23 +110,29 @@ class KeptBatch:
     def shared_out(self, roles: Roles, ppo: PpoConfig, *, seed: int) -> KeptShares:
         """The shares of the actor's and of the critic's ranks."""
         cut = ~self.rollouts.finished if isinstance(ppo.truncated, MaskTruncated) else torch.zeros(len(self)).bool()
-        lengths, learned = self.rollouts.sizes.tolist(), (~cut).tolist()
-        schedule = schedule_of(ppo, seed)
-        actor, critic = (
-            share_rows(lengths, learned, ranks=len(group), homes=self._homes(len(group)), **schedule) if group else []
+        learned = (~cut).tolist()
+        (actor, actors), (critic, critics) = (
+            self._planned(len(group), learned, schedule_of(ppo, seed)) if group else ([], [range(0)] * len(self.rows))
             for group in (roles.actor, roles.critic)
         )
         trained = planned_rows(actor, learned, ppo.epochs)
         shares = KeptShares(actor, critic, trained & planned_rows(critic, learned, ppo.epochs) if critic else trained)
-        actors, critics = (ranks_of_keepers(len(own), self.rows) for own in (actor, critic))
         for number, own in enumerate(self.rows):
             shares.cut(self.keepers, number, own.rows, actors[number], critics[number])
         return shares
 
-    def _homes(self, ranks: int) -> list[Home]:
-        """The ranks of a group that learn from each keeper's rows, where it is not all of them."""
-        own = ranks_of_keepers(ranks, self.rows)
-        return [] if own[0] == own[-1] else [Home(one.rows, part) for one, part in zip(self.rows, own, strict=True)]
+    def _planned(
+        self, ranks: int, learned: Sequence[bool], schedule: Mapping[str, Any]
+    ) -> tuple[list[ShareRows], list[range]]:
+        """The rows of each rank of a group; of each keeper, the ranks that learn from its rows: all, or its own as long
+        as they have a row in each optimizer step."""
+        lengths, own = self.rollouts.sizes.tolist(), ranks_of_keepers(ranks, self.rows)
+        if own[0] != own[-1]:
+            homes = [Home(one.rows, part) for one, part in zip(self.rows, own, strict=True)]
+            shares = share_rows(lengths, learned, ranks=ranks, homes=homes, **schedule)
+            if all(step for share in shares for step in share.steps):
+                return shares, own
+        return share_rows(lengths, learned, ranks=ranks, **schedule), [range(ranks)] * len(self.rows)
 
 
 @dataclass(slots=True)

@@ -288,6 +288,19 @@ def learned(shares: list[RankShare[Any]]) -> list[dict[int, dict[str, list[float
     return [dict(sorted(told.items())) for told in found]
 
 
+def test_every_rank_has_a_row_in_each_step_though_its_keeper_has_too_few() -> None:
+    def more(ranks: dict[str, Ranks]) -> None:
+        ranks["actor"].size = 5
+
+    plain, ranks = step(0, change=more)
+    result, theirs = step(2, change=more)  # 4 and 10 rows, for 2 and 3 ranks, in two mini-batches
+    assert result.trained == plain.trained == set(range(ROWS))
+    assert all(step for share in theirs["actor"].learned for step in share.steps)
+    assert [list(step) for step in learned(theirs["actor"].learned)] == [
+        list(step) for step in learned(ranks["actor"].learned)
+    ]
+
+
 def test_rows_go_once_to_ranks_that_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     whole = RowShard.take
