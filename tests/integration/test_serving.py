@@ -23,6 +23,7 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.tiny.inputs import write
+from orchestrator.run.checkpoint import whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_RANK = [f"placement.{group}.ranks=1" for group in ("reward", "rollout")]
@@ -247,5 +248,7 @@ def _change(actor: Path) -> None:
     policy = AutoModelForCausalLM.from_pretrained(actor, dtype=torch.float32)
     for parameter in policy.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    policy.save_pretrained(actor)
-    (actor / "tetrarch.json").write_text(json.dumps({"step": 2}))
+    with whole_folder(actor) as folder:
+        shutil.copytree(actor, folder)
+        policy.save_pretrained(folder)
+        (folder / "tetrarch.json").write_text(json.dumps({"step": 2}))
