@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.watch import STARTED
 from orchestrator.config.run import RunConfig
 from orchestrator.groups.scoring import Roles
 from orchestrator.ppo.experience import Terms
@@ -69,9 +70,11 @@ def train_step(
         warm = begin_if_warm(roles, state, stats, config)
         learns = warm and shares.taught
         actor_update = shares.update_actor(roles.actor, state.ptx, state.kl.coefficient, config) if learns else None
-        wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
-    actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
-    critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
+        with STARTED.only([rank for group in (roles.actor, roles.critic) if group for rank in group.ranks]):
+            # The death of another rank costs no step: whoever needs it next finds it.
+            wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
+            actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
+            critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     if warm:
         state.version += 1
         state.kl.update(stats.kl, len(batch))

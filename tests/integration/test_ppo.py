@@ -400,6 +400,22 @@ def test_a_push_that_fails_for_good_costs_no_step(folder: Path, run_dir: Path) -
         assert {name: first["state"][name] for name in others} == {name: second["state"][name] for name in others}
 
 
+@pytest.mark.slow
+def test_an_engine_that_dies_during_an_update_costs_no_step(folder: Path) -> None:
+    run = folder / "orphaned"
+    words = [*settings(folder), f"run_dir={run}", "steps=3", "ppo.epochs=60", "recovery.engine_failures_per_hour=0"]
+    process = start(tetrarch("train", "configs/tiny.yaml", *words, "checkpoint.every=3"))
+    actor, engine = (rank_after(run, process, f"{role}-0", 1) for role in ("actor", "rollout"))
+    used = actor.cpu_times().user
+    while actor.cpu_times().user < used + 2:  # it has long been scored
+        time.sleep(0.1)
+    engine.kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1 and "rollout rank 0" in output, output
+    assert "the end of step 2 has failed" in output and "step-000002; go on from there with --resume" in output, output
+    assert [line["step"] for line in metrics(run)] == [1, 2]
+
+
 def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None:
     process = start(tetrarch("train", "configs/tiny.yaml", *settings(folder), f"run_dir={run_dir}"))
     output, _ = process.communicate(timeout=120)

@@ -18,6 +18,7 @@ import orchestrator.ppo.stats
 import orchestrator.ppo.step
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
+from cluster.ranks.watch import STARTED
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.retraining import RetrainingConfig
@@ -504,3 +505,30 @@ def test_what_is_left_out_is_in_the_ledger_with_the_reason(log: list[str]) -> No
     advantages = samples.per_token["advantages"]
     assert advantages.shape == result.own.made.scored.old_logprobs.shape
     assert not advantages[:2].any() and advantages[2:].any(1).all()
+
+
+def test_the_death_of_a_rank_that_does_not_learn_costs_no_step(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While actor and critic learn, their deaths alone end the wait; before and after it everybody's."""
+    watched: dict[str, Any] = {}
+
+    def wait_all(calls: list[Any], deadline_s: float) -> None:
+        for call in calls:
+            watched[call.method] = STARTED._only
+
+    for module in (orchestrator.ppo.step, orchestrator.groups.spread):
+        monkeypatch.setattr(module, "wait_all", wait_all)
+    fetched: list[Any] = []
+    plain = fakes.FakeCall.result
+
+    def result(call: fakes.FakeCall, deadline_s: float) -> list[Any]:
+        fetched.append((call.method, STARTED._only is None))
+        return plain(call, deadline_s)
+
+    monkeypatch.setattr(fakes.FakeCall, "result", result)
+    step(log)
+    assert watched["update"] == ["actor-0", "actor-1", "critic-0", "critic-1"]
+    assert [alone for method, alone in fetched if method == "update"] == [False, False]
+    assert ("score", True) in fetched
+    assert watched["score"] is watched["logprobs"] is STARTED._only is None
+    step(log, advantage={"type": "rloo"})
+    assert watched["update"] == ["actor-0", "actor-1"]
