@@ -32,6 +32,10 @@ class NotFinite(TetrarchError):
         super().__init__(message)
         self.role = role
 
+    def __reduce__(self) -> tuple[type[TetrarchError], tuple[str, str]]:
+        """A keeper answers with one: an exception by itself is made anew of its message alone."""
+        return type(self), (self.role, str(self))
+
 
 class WeightsDiffer(TetrarchError):
     """The engines do not sample from the trainer's weights."""

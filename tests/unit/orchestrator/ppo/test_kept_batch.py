@@ -103,7 +103,8 @@ class Ranks:
         self.asked.append(method.__name__)
         sent = [pickle.loads(pickle.dumps(own)) for own in arguments]
         if self.role == "keeper":
-            return Referenced([method(shard, *own) for shard, own in zip(self.shards, sent, strict=True)])
+            made = [method(shard, *own) for shard, own in zip(self.shards, sent, strict=True)]
+            return Referenced(pickle.loads(pickle.dumps(made)))
         return Referenced([self._answer(method.__name__, *own) for own in sent])
 
     def scatter(self, number: int, method: Any, count: int, *arguments: Any) -> tuple[Any, list[Any]]:
