@@ -131,11 +131,14 @@ def spread(
     return Spread.start(group, method, share.parts, share.given)
 
 
-def wait_for(spreads: Sequence[Spread], deadline_s: float, recovery: Recovery) -> None:
-    """Wait for running calls. If a rank of a frozen group fails, the group is started again, and so are its calls."""
+def wait_for(
+    spreads: Sequence[Spread], deadline_s: float, recovery: Recovery, before: Sequence[Call[None]] = ()
+) -> None:
+    """Wait for running calls. If a rank of a frozen group fails, the group is started again, and so are its calls.
+    `before`: calls that make what others are given: where one fails or is late, no frozen group is to blame."""
     while True:
         try:
-            return wait_all([own.call for own in spreads], deadline_s)
+            return wait_all([*before, *(own.call for own in spreads)], deadline_s)
         except ClusterError as error:
             revived = recovery.revive(error)
         for own in spreads:

@@ -198,7 +198,7 @@ def kept_batch(
         for own in roles.policy.stream_kept(prompts, rows, version=state.version):
             scoring.start(own)
     with clock("score"):
-        wait_for(scoring.spreads, deadline_s, roles.policy.recovery)
+        wait_for(scoring.spreads, deadline_s, roles.policy.recovery, scoring.cutting)
         facts = filled(scoring, deadline_s)
         whole = RolloutFacts.concatenate([scoring.facts[keeper] for keeper in range(kept)])
         batch = KeptBatch(keepers, rows, deadline_s, list(state.prompts.drawn), whole, facts, KeptGaps({}))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster.ranks.calls import Call
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ROLES
 from orchestrator.groups.assignments import contiguous
@@ -55,6 +56,8 @@ class KeptScoring:
     prompts: Prompts
     facts: dict[int, RolloutFacts] = field(default_factory=dict)
     """Keeper → its rows'."""
+    cutting: list[Call[None]] = field(default_factory=list)
+    """The keepers' calls, for which those of the ranks wait."""
     _passes: dict[str, GroupPass] = field(init=False)
     """Role → its pass."""
     _cut: dict[str, dict[int, tuple[list[list[int]], list[Any]]]] = field(init=False)
@@ -77,7 +80,7 @@ class KeptScoring:
 
     @property
     def spreads(self) -> list[Spread]:
-        """All calls to wait for."""
+        """All calls to wait for, beside `cutting`."""
         return list(self._running.values())
 
     def start(self, kept: KeptRows) -> None:
@@ -95,7 +98,8 @@ class KeptScoring:
         unsent = not self.roles.policy.environment
         texts = replace(self.prompts.select(rows), token_ids=[[]] * len(rows)) if unsent else None
         count, parts = sum(len(cut.parts) for cut in cuts), [part.rollouts for part in kept.parts]
-        _, shares = self.keepers.scatter(number, RowShard.take, count, rows.start, texts, cuts, *parts)
+        call, shares = self.keepers.scatter(number, RowShard.take, count, rows.start, texts, cuts, *parts)
+        self.cutting.append(call)
         for role, own in self._passes.items():
             cut, first = cuts[place[role]], sum(len(cut.parts) for cut in cuts[: place[role]])
             found = self._cut[role]

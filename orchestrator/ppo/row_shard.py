@@ -72,6 +72,7 @@ class RowShard:
             first: the batch's number of the first row.
             texts: the prompts, whose texts and columns the engines were not sent; None: they were.
         """
+        vars(self).clear()  # what is left of the step before is as large
         rollouts = Rollouts.concatenate(parts)
         if texts is not None:
             rollouts = replace(rollouts, prompts=texts.texts, columns=texts.columns)
@@ -136,6 +137,8 @@ class RowShard:
         self.experience = replace(made, critic=critic)
 
     def share(self, actor: Sequence[Sequence[int]], critic: Sequence[Sequence[int]]) -> list[Batch]:
-        """The training data of some ranks of the actor, then of the critic: of each, rows of this shard."""
+        """The training data of some ranks of the actor, then of the critic: of each, rows of this shard, which keeps
+        none of it."""
         made = self.experience
+        del self.experience
         return [*made.actor.split(actor), *made.critic.split(critic)]

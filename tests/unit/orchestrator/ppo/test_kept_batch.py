@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -110,7 +111,7 @@ class Ranks:
     def scatter(self, number: int, method: Any, count: int, *arguments: Any) -> tuple[Any, list[Any]]:
         made = method(self.shards[number], *pickle.loads(pickle.dumps(arguments)))
         assert len(made) == count
-        return None, made
+        return f"{self.role}-{number}.{method.__name__}", made
 
     def call(self, method: Any, *arguments: Any) -> Answers:
         self.asked.append(method.__name__)
@@ -319,6 +320,25 @@ def test_rows_go_once_to_ranks_that_score_the_same(monkeypatch: pytest.MonkeyPat
     texts = [rows.prompts for rows in ranks["reward.code"].scored]
     assert sorted(text for rows in texts for text in rows) == sorted(prompts_of().texts)
     assert all(rows.columns["answer"] == rows.prompts for rows in ranks["reward.code"].scored)
+
+
+def test_keepers_that_are_late_are_waited_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ranks that wait for their rows alone, frozen ranks would be blamed, and started again."""
+    waited: list[Any] = []
+    monkeypatch.setattr(orchestrator.groups.spread, "wait_all", lambda calls, deadline_s: waited.extend(calls))
+    step(2)
+    assert {call for call in waited if isinstance(call, str)} == {"keeper-0.take", "keeper-1.take"}
+
+
+def test_a_keeper_keeps_no_row_twice() -> None:
+    result, _ = step(2)
+    assert isinstance(result.batch, KeptBatch)
+    shards: list[RowShard] = result.batch.keepers.shards  # type: ignore[attr-defined]
+    assert not any(hasattr(shard, "experience") for shard in shards), "the ranks have been sent it"
+    before = [weakref.ref(shard._scored.values) for shard in shards]
+    for shard in shards:
+        shard.take(0, None, [], rollouts_of(prompts_of(), 1))
+    assert [row() for row in before] == [None, None], "of the step before"
 
 
 def test_a_number_that_is_not_finite_ends_the_run_with_its_row() -> None:
