@@ -147,6 +147,8 @@ class KeptShares:
     of_actor: list[list[Any]] = field(init=False)
     """Of each rank, references to its rows, in rising order."""
     of_critic: list[list[Any]] = field(init=False)
+    cutting: list[Call[None]] = field(default_factory=list)
+    """The keepers' calls, for whose rows the updates wait."""
 
     def __post_init__(self) -> None:
         self.of_actor, self.of_critic = [[] for _ in self.actor], [[] for _ in self.critic]
@@ -164,7 +166,8 @@ class KeptShares:
             wanted.append([part for part in own.values() if part])
             places += [found[rank] for rank, part in own.items() if part]
         if places:
-            _, made = keepers.scatter(number, RowShard.share, len(places), *wanted)
+            call, made = keepers.scatter(number, RowShard.share, len(places), *wanted)
+            self.cutting.append(call)
             for place, reference in zip(places, made, strict=True):
                 place.append(reference)
 

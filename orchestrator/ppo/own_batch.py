@@ -116,6 +116,8 @@ class OwnShares:
     """Empty without a critic."""
     trained: set[int]
     """Rows of the batch that all trained roles get once in each epoch."""
+    cutting: Sequence[Call[None]] = ()
+    """None: the rows are at hand."""
 
     @property
     def taught(self) -> bool:

@@ -70,6 +70,8 @@ def train_step(
         warm = begin_if_warm(roles, state, stats, config)
         learns = warm and shares.taught
         actor_update = shares.update_actor(roles.actor, state.ptx, state.kl.coefficient, config) if learns else None
+        if shares.cutting:  # a keeper that dies before its call has ended leaves them without rows
+            wait_all(shares.cutting, deadlines.update_s)
         with STARTED.only([rank for group in (roles.actor, roles.critic) if group for rank in group.ranks]):
             # The death of another rank costs no step: whoever needs it next finds it.
             wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import orchestrator.groups.spread
 import orchestrator.ppo.kept_scoring
 import orchestrator.ppo.step
 from cluster.config import Deadlines
+from cluster.ranks.watch import STARTED
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite, WeightsDiffer
@@ -328,6 +330,21 @@ def test_keepers_that_are_late_are_waited_for_themselves(monkeypatch: pytest.Mon
     monkeypatch.setattr(orchestrator.groups.spread, "wait_all", lambda calls, deadline_s: waited.extend(calls))
     step(2)
     assert {call for call in waited if isinstance(call, str)} == {"keeper-0.take", "keeper-1.take"}
+
+
+def test_a_keeper_that_dies_before_the_ranks_have_their_rows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While actor and critic learn, the deaths of others are not looked at."""
+    waited: list[Any] = []
+    monkeypatch.setattr(orchestrator.ppo.step, "wait_all", lambda calls, deadline_s: waited.append([*calls]))
+
+    @contextmanager
+    def only(ranks: Any) -> Iterator[None]:
+        waited.append("only those that learn")
+        yield
+
+    monkeypatch.setattr(STARTED, "only", only)
+    step(2)
+    assert waited[:2] == [["keeper-0.share", "keeper-1.share"], "only those that learn"]
 
 
 def test_a_keeper_keeps_no_row_twice() -> None:
