@@ -34,7 +34,7 @@ class Watch:
         self._lock = threading.Lock()
         self._ranks: list[Rank] = []
         self._replaceable: set[Rank] = set()
-        self._only: Sequence[Rank] | None = None
+        self._only: frozenset[Rank] | None = None
 
     @property
     def ranks(self) -> list[Rank]:
@@ -69,7 +69,7 @@ class Watch:
     @contextmanager
     def only(self, ranks: Sequence[Rank]) -> Iterator[None]:
         """Context in which only the deaths of `ranks` end a wait: others may have died already."""
-        before, self._only = self._only, ranks
+        before, self._only = self._only, frozenset(ranks)
         try:
             yield
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cluster.ranks.identity import Identity
@@ -29,6 +31,16 @@ def test_only_some_count_for_a_while() -> None:
         assert watch.ranks == [engine, actor], "the others are still to be stopped"
         raise OSError
     assert watch.watched == [engine, actor]
+
+
+def test_many_ranks_are_chosen_quickly() -> None:
+    """Every look of every wait does it: with each rank compared with each other this takes more than five seconds."""
+    watch, ranks = Watch(), [rank("actor") for _ in range(40_000)]
+    watch.add(ranks)
+    began = time.process_time()
+    with watch.only(ranks[::2]):
+        assert len(watch.watched) == 20_000
+    assert time.process_time() - began < 1.0
 
 
 def test_a_rank_that_is_stopped_while_others_count_does_not_come_back() -> None:
