@@ -20,8 +20,7 @@ class RecoveryConfig(Section):
     """The same for the ranks of frozen models (reference, rewards) and for the processes that call reward functions,
     services and judges: a group of which a rank fails is started again as a whole. 0: the first one ends the run."""
     on_rank_failure: Literal["restart", "stop"] = "stop"
-    """When a trained rank fails: end the run, or start all its roles again and go on from the newest checkpoint, as a
-    new command with `--resume` would."""
+    """When a trained rank or a keeper (`row_keepers`) fails: end the run, or start all its roles again and go on from
+    the newest checkpoint, as a new command with `--resume` would."""
     trained_failures_per_hour: int = Field(default=2, ge=0)
-    """Number of failures of trained ranks within any hour after which the run starts again, if `on_rank_failure` says
-    so."""
+    """Number of such failures within any hour after which the run starts again, if `on_rank_failure` says so."""

@@ -72,6 +72,10 @@ def test_the_run_goes_on_from_its_newest_checkpoint(
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
 
 
+def test_a_keeper_needs_no_checkpoint_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, monkeypatch, [(death("keeper"), 4)], RESTART) == [0, 2]
+
+
 def test_what_is_left_of_the_cluster_may_have_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration is not wrong: it fitted. A run that does not fit at its start is."""
     none = PlacementError("the cluster is too small: asked for 2")
