@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.placement.plan import ranks_of
-from cluster.role_table import ACTOR, CRITIC
+from cluster.role_table import ACTOR, CRITIC, KEEPER
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, RunFolder
 from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.base import RUN, BaseConfig
 from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
+from orchestrator.config.run import RunConfig
 from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 from orchestrator.run.resume_rules import rules_of
@@ -189,10 +190,12 @@ def _proof(
 
 
 def victims_of(name: str, run: BaseConfig) -> list[str]:
-    """The processes of a training that can be killed: the driver, and every rank that holds a model or engine."""
+    """The processes of a training that can be killed: the driver, and every rank that holds a model, engine or rows."""
     roles = dict.fromkeys(role for together in TRAININGS[name].roles(run) for role in together)
     models = [role for role in roles if role in run.model_roles]
-    return ["driver", *(f"{role}-{rank}" for role in models for rank in range(ranks_of(run.placement, role)))]
+    sizes = {role: ranks_of(run.placement, role) for role in models}
+    sizes[KEEPER] = run.row_keepers if isinstance(run, RunConfig) and KEEPER in roles else 0
+    return ["driver", *(f"{role}-{rank}" for role, size in sizes.items() for rank in range(size))]
 
 
 def _room(kills: int, steps: int) -> int:

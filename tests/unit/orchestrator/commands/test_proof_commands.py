@@ -57,6 +57,8 @@ def test_who_can_be_killed() -> None:
     config = load_config(Path(TINY))
     roles = ("actor", "critic", "reference", "reward", "rollout")
     assert sorted(victims_of("train", config)) == sorted(["driver", *(f"{role}-{n}" for role in roles for n in (0, 1))])
+    kept = load_config(Path(TINY), ["row_keepers=2", "report.samples=null"])
+    assert set(victims_of("train", kept)) - set(victims_of("train", config)) == {"keeper-0", "keeper-1"}
 
 
 @pytest.mark.parametrize(
