@@ -526,9 +526,9 @@ def test_the_death_of_a_rank_that_does_not_learn_costs_no_step(log: list[str], m
 
     monkeypatch.setattr(fakes.FakeCall, "result", result)
     step(log)
-    assert watched["update"] == ["actor-0", "actor-1", "critic-0", "critic-1"]
+    assert watched["update"] == {"actor-0", "actor-1", "critic-0", "critic-1"}
     assert [alone for method, alone in fetched if method == "update"] == [False, False]
     assert ("score", True) in fetched
     assert watched["score"] is watched["logprobs"] is STARTED._only is None
     step(log, advantage={"type": "rloo"})
-    assert watched["update"] == ["actor-0", "actor-1"]
+    assert watched["update"] == {"actor-0", "actor-1"}

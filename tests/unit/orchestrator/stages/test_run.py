@@ -255,7 +255,7 @@ def test_a_step_whose_weights_could_not_be_sent_is_heeded_before_it_is_saved(
     with pytest.raises(RankFailure):
         count(tmp_path / "saved", monkeypatch, None, died, (3, "push"))
     assert (tmp_path / "saved/checkpoints/step-000003/counter").read_text() == "7"
-    assert counted == [None, None, []]
+    assert counted == [None, None, frozenset()]
     told = capsys.readouterr().out
     assert "the end of step 3 has failed" in told and "step-000003; go on from there with --resume" in told
 
