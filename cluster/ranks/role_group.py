@@ -116,9 +116,7 @@ class RoleGroup(Generic[R]):
 
     def map(self, method: Callable[Concatenate[R, S, ...], T], shards: Sequence[Any], *common: Any) -> Call[T]:
         """Call `method(shard, *common)` on every rank with its own shard (a value, or a reference to one)."""
-        if len(shards) != len(self.ranks):
-            raise ValueError(f"{self.role}.{method.__name__}: {len(shards)} shards for {len(self.ranks)} ranks")
-        return calls.submit(self.ranks, method.__name__, [(shard, *common) for shard in shards])
+        return self.map_each(method, [(shard, *common) for shard in shards])
 
     def call(self, method: Callable[Concatenate[R, P], T], *arguments: P.args, **keywords: P.kwargs) -> Call[T]:
         """Call `method(*arguments)` on every rank."""
@@ -129,7 +127,7 @@ class RoleGroup(Generic[R]):
     def map_each(self, method: Callable[Concatenate[R, ...], T], arguments: Sequence[tuple[Any, ...]]) -> Call[T]:
         """Call `method(*own)` on every rank with its own arguments (values, or references to them)."""
         if len(arguments) != len(self.ranks):
-            raise ValueError(f"{self.role}.{method.__name__}: {len(arguments)} calls for {len(self.ranks)} ranks")
+            raise ValueError(f"{self.role}.{method.__name__}: {len(arguments)} shards for {len(self.ranks)} ranks")
         return calls.submit(self.ranks, method.__name__, arguments)
 
     def stream(

@@ -19,7 +19,7 @@ from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import ESTIMATORS, whitened
 from orchestrator.ppo.moments import Moments
 from orchestrator.ppo.scores import RunningScale, shape_turns
-from roles.batch import Scored
+from roles.batch import Rollouts, Scored
 from roles.config.losses import NoCorrection
 from roles.losses.kl_estimators import KL_ESTIMATORS
 from roles.shares import ActorExperience, CriticExperience
@@ -65,7 +65,9 @@ def rewards_of(scored: Scored, scores: Tensor, terms: Terms) -> Tensor:
     return shape_rewards(scores - turns.sum(1), penalty, rollouts.response_mask) + turns
 
 
-def estimates(scored: Scored, rewards: Tensor, baselines: Tensor | None, over: Moments, terms: Terms) -> Estimates:
+def estimates(
+    scored: Scored, trained: Tensor, rewards: Tensor, baselines: Tensor | None, over: Moments, terms: Terms
+) -> Estimates:
     """Advantages and returns of some rows; the responses to a prompt must be neighbours, and all of them be here.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` and `penalty` treat them like any other
@@ -75,17 +77,17 @@ def estimates(scored: Scored, rewards: Tensor, baselines: Tensor | None, over: M
 
     Args:
         scored: its values in units of the rewards.
+        trained: as of `trained_tokens`.
         rewards: as of `rewards_of`.
         baselines: float `[batch]`: final score of the greedy response to each row's prompt, if the estimator needs it.
         over: moments of the trained tokens' rewards of the whole batch, if they are to be whitened.
     """
-    trained, bootstrap = truncation(scored, terms.ppo)
     advantages, returns = _estimated(
         terms.ppo.advantage,
         rewards=whitened(rewards, trained, over, shift_mean=False) if terms.ppo.whiten_rewards else rewards,
         mask=trained,
         values=scored.values,
-        bootstrap=bootstrap,
+        bootstrap=_after_the_cut(scored, terms.ppo),
         groups=torch.arange(len(scored)) // terms.responses_per_prompt,
         baselines=baselines,
     )
@@ -181,17 +183,18 @@ def last_generated(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, -1).amax(1)
 
 
-def truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
-    """Trained tokens, bool `[batch, time]`; value after the last token, float `[batch]` (None: 0)."""
-    generated, finished = scored.rollouts.response_mask, scored.rollouts.finished
-    match ppo.truncated:
-        case MaskTruncated():
-            return generated & finished.unsqueeze(1), None
-        case BootstrapTruncated():
-            last = last_generated(generated).unsqueeze(1)
-            return generated, torch.where(finished, 0.0, scored.values.gather(1, last).squeeze(1))
-        case _:
-            return generated, None
+def trained_tokens(rollouts: Rollouts, ppo: PpoConfig) -> Tensor:
+    """The tokens that are trained on, bool `[batch, time]`."""
+    generated = rollouts.response_mask
+    return generated & rollouts.finished.unsqueeze(1) if isinstance(ppo.truncated, MaskTruncated) else generated
+
+
+def _after_the_cut(scored: Scored, ppo: PpoConfig) -> Tensor | None:
+    """Value of the state after the last token, float `[batch]`; None: 0."""
+    if not isinstance(ppo.truncated, BootstrapTruncated):
+        return None
+    finished, last = scored.rollouts.finished, last_generated(scored.rollouts.response_mask).unsqueeze(1)
+    return torch.where(finished, 0.0, scored.values.gather(1, last).squeeze(1))
 
 
 def made_by() -> dict[str, str]:

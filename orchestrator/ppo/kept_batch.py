@@ -202,8 +202,8 @@ def kept_batch(
             scoring.start(own)
     with clock("score"):
         wait_for(scoring.spreads, deadline_s, roles.policy.recovery, scoring.cutting)
-        facts = filled(scoring, deadline_s)
         whole = RolloutFacts.concatenate([scoring.facts[keeper] for keeper in range(kept)])
+        facts = filled(scoring, whole, deadline_s)
         batch = KeptBatch(keepers, rows, deadline_s, list(state.prompts.drawn), whole, facts, KeptGaps({}))
         if config.canary.enabled:
             batch.seen = seen_of(batch, roles, config)
@@ -224,23 +224,21 @@ def seen_of(batch: KeptBatch, roles: Roles, config: RunConfig) -> SeenSamples:
     return KeptGaps({engine: EngineGap.of(gaps) for engine, gaps in found.items()})
 
 
-def filled(scoring: KeptScoring, deadline_s: float) -> RowFacts:
-    """Give the keepers what the passes over their rows have computed; the facts of all rows."""
-    given, scores, apart, numbers = [], [], [], []
+def filled(scoring: KeptScoring, rollouts: RolloutFacts, deadline_s: float) -> RowFacts:
+    """Give the keepers what the passes over their rows have computed; the facts of all rows, those of `rollouts`."""
+    given, all_named = [], []
     for keeper in range(len(scoring.rows)):
-        own, disagreement = scoring.scores(keeper).result(deadline_s)
-        named, answers = scoring.scores(keeper).named(deadline_s), scoring.answers(keeper)
+        scores, answers = scoring.scores(keeper), scoring.answers(keeper)
+        named = scores.named(deadline_s)
         parts = {name: answer.parts for name, answer in answers.items()}
         references = [ref for answer in answers.values() for ref in answer.call.refs]
-        given.append((own, disagreement, named, parts, *references))
-        scores.append(own)
-        apart.append(disagreement)
-        numbers += [counted | said for counted, said in zip(scoring.facts[keeper].counted, named, strict=True)]
+        given.append((*scores.result(deadline_s), named, parts, *references))
+        all_named += named
     scoring.keepers.map_each(RowShard.fill, given).result(deadline_s)
-    every = [scoring.facts[keeper] for keeper in range(len(scoring.rows))]
-    generated, finished = (torch.cat([getattr(facts, name) for facts in every]) for name in ("generated", "finished"))
+    scores_of_all, disagreement = (torch.cat([own[part] for own in given]) for part in (0, 1))
+    numbers = [counted | said for counted, said in zip(rollouts.counted, all_named, strict=True)]
     named_rows = named_numbers(numbers, scoring.prompts.texts)
-    return RowFacts(generated, finished, torch.cat(scores), torch.cat(apart), named_rows)
+    return RowFacts(rollouts.generated, rollouts.finished, scores_of_all, disagreement, named_rows)
 
 
 def within(rows: Sequence[int], own: range) -> list[int]:

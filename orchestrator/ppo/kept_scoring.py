@@ -42,7 +42,7 @@ class GroupPass:
     @property
     def one_call(self) -> bool:
         """Whether no rank works for two keepers, so that one call is enough."""
-        return len(self.ranks) > 1 and self.ranks[0].stop == self.ranks[1].start
+        return self.ranks[0] != self.ranks[-1]
 
 
 @dataclass(slots=True)

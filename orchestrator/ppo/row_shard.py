@@ -22,7 +22,7 @@ from orchestrator.ppo.experience import (
     in_units_of,
     not_finite,
     rewards_of,
-    truncation,
+    trained_tokens,
 )
 from orchestrator.ppo.moments import Moments
 from orchestrator.ppo.scores import RunningScale
@@ -55,6 +55,7 @@ class RowShard:
         self._first = first
         self._rollouts: Rollouts
         self._scored: Scored
+        self._trained: Tensor
         self._rewards: Tensor
         self._estimates: Estimates
         self.experience: Experience
@@ -113,23 +114,21 @@ class RowShard:
         if wrong is not None:
             return wrong
         self._rewards = rewards_of(self._scored, scores, terms)
-        whitens, (trained, _) = terms.ppo.whiten_rewards, truncation(self._scored, terms.ppo)
-        return Moments.where(self._rewards, trained) if whitens else Moments()
+        self._trained = trained_tokens(self._scored.rollouts, terms.ppo)
+        return Moments.where(self._rewards, self._trained) if terms.ppo.whiten_rewards else Moments()
 
     def estimate(self, baselines: Tensor | None, over: Moments, terms: Terms) -> TokenSums:
         """Estimate advantages and returns. `over`: moments of the batch's rewards; `baselines`: see `estimates`."""
         scale = terms.value_scale
         values = self._scored.values if scale is None else scale.restored(self._scored.values)
         scored = replace(self._scored, values=values)
-        self._estimates = estimates(scored, self._rewards, baselines, over, terms)
-        trained, _ = truncation(scored, terms.ppo)
-        return token_sums(scored, trained, self._rewards, *self._estimates)
+        self._estimates = estimates(scored, self._trained, self._rewards, baselines, over, terms)
+        return token_sums(scored, self._trained, self._rewards, *self._estimates)
 
     def finish(self, over: Moments, value_scale: RunningScale | None, terms: Terms) -> None:
         """Make the training data. `over`: moments of the batch's advantages; `value_scale`: units of the critic's
         targets; None: those of the rewards."""
-        advantages, returns = self._estimates
-        trained, _ = truncation(self._scored, terms.ppo)
+        (advantages, returns), trained = self._estimates, self._trained
         advantages = whitened(advantages, trained, over) if terms.ppo.whitens else advantages
         made = by_role(self._scored, trained, advantages, returns, terms.ppo, self._first)
         del self._rewards, self._estimates  # as large as the rows

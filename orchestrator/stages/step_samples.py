@@ -24,7 +24,8 @@ def told_samples(config: RunConfig, step: int, result: StepResult) -> tuple[Ledg
     kept = config.report.samples
     if isinstance(result.batch, KeptBatch):
         facts = result.batch.rollouts
-        dropped = {TRUNCATED: cut} if (cut := len(facts) - len(result.trained)) else {}
+        cut = int((~facts.finished).sum()) if isinstance(config.ppo.truncated, MaskTruncated) else 0
+        dropped = {TRUNCATED: cut} if cut else {}
         version = int(facts.versions.min())
         return LedgerLine(version, result.batch.drawn, len(facts), len(result.trained), dropped), None
     samples = step_samples(config, step, result.batch, result.trained)

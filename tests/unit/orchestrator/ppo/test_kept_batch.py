@@ -6,7 +6,7 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -197,6 +197,7 @@ def step(
     *,
     change: Callable[[dict[str, Ranks]], None] = lambda ranks: None,
     recomputes: bool = True,
+    environment: bool = False,
     **ppo: Any,
 ) -> tuple[StepResult, dict[str, Ranks]]:
     """A step in which all rows are scored in one part, or in one of each keeper."""
@@ -210,7 +211,7 @@ def step(
     algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, "whiten_advantages": True, **ppo})
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
-        policy=Policy(Ranks("rollout", ENGINES), Deadlines(), environment=False, stream_samples=2),  # type: ignore[arg-type]
+        policy=Policy(Ranks("rollout", ENGINES), Deadlines(), environment=environment, stream_samples=2),  # type: ignore[arg-type]
         reward=Reward(members, MeanScore()),
         reference=groups["reference"],  # type: ignore[arg-type]
         judge=None,
@@ -235,8 +236,9 @@ def step(
     )
     state = TrainState(SimpleNamespace(drawn=list(range(PROMPTS))), FixedController(0.1))  # type: ignore[arg-type]
     result = train_step(roles, prompts_of(), state, config, Clock(lambda phase: None), lambda scored: None)
-    result_line, _ = told_samples(config, 1, result)
-    groups["line"] = result_line  # type: ignore[assignment]
+    groups["line"], groups["untrained"] = (  # type: ignore[assignment]
+        told_samples(config, 1, one)[0] for one in (result, replace(result, trained=set()))
+    )
     return result, groups
 
 
@@ -303,6 +305,34 @@ def test_every_rank_has_a_row_in_each_step_though_its_keeper_has_too_few() -> No
     assert [list(step) for step in learned(theirs["actor"].learned)] == [
         list(step) for step in learned(ranks["actor"].learned)
     ]
+
+
+@pytest.mark.parametrize("keepers", [0, 2])
+def test_what_was_said_in_a_conversation_reaches_the_reward(keepers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment's engines answer with texts and columns of their own."""
+
+    def talked(prompts: Prompts, version: int) -> Rollouts:
+        made = plain(prompts, version)
+        said = [f"talk of {text}" for text in prompts.texts]
+        return replace(made, prompts=said, columns={**made.columns, "messages": said})
+
+    plain = rollouts_of
+    monkeypatch.setitem(globals(), "rollouts_of", talked)
+    _, ranks = step(keepers, environment=True)
+    scored = ranks["reward.code"].scored
+    told = [f"talk of {text}" for text in prompts_of().texts]
+    assert sorted(text for rows in scored for text in rows.prompts) == sorted(told)
+    assert all(rows.columns["messages"] == rows.prompts for rows in scored)
+
+
+@pytest.mark.parametrize(("truncated", "cut"), [({"type": "mask"}, {"truncated": 5}), ({"type": "score"}, {})])
+def test_a_row_that_was_not_trained_on_has_no_reason_but_its_own(
+    truncated: dict[str, str], cut: dict[str, int]
+) -> None:
+    """So that the check of the ledger tells of a row that was lost."""
+    for keepers in (0, 2):
+        line = step(keepers, truncated=truncated)[1]["untrained"]
+        assert (line.trained, line.dropped) == (0, cut)
 
 
 def test_rows_go_once_to_ranks_that_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
